@@ -1,0 +1,261 @@
+"""The recipe's typed, closed schema. Keys carry the Hugging Face / TRL names; nothing here does any work.
+
+`recipe.py` loads, overrides and dumps; this file only says what a recipe may hold and what its defaults are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Style = Literal["structured", "free", "none"]
+
+
+class Closed(BaseModel):
+    """A model whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class TokenizerConfig(Closed):
+    """A tokenizer to load (`path`) or a byte-level BPE to train on the recipe's own rows."""
+
+    path: str | None = None
+    vocab_size: PositiveInt = 512
+
+
+class AssembleConfig(Closed):
+    """A new multimodal model: encoders, projectors and a causal LLM, pretrained by path or fresh from a config.
+
+    `vision`, each entry of `audio`, and `llm` are either `{pretrained: NAME_OR_PATH}` or a transformers config
+    as a mapping with `model_type`.
+    """
+
+    vision: dict[str, Any] | None = None
+    audio: list[dict[str, Any]] = []
+    llm: dict[str, Any]
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    image_size: PositiveInt = 64
+    projector_hidden: PositiveInt | None = None  # width of the projector's hidden layer; default: the LLM's width
+    initializer_range: float = 0.05
+
+
+class ModelConfig(Closed):
+    """Which model, how it is loaded, what of it learns."""
+
+    model_name_or_path: str | None = None
+    assemble: AssembleConfig | None = None
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    chat_template: str | None = None  # a jinja file that replaces the tokenizer's own
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    fps: float = 2.0
+    max_frames: PositiveInt = 16
+    freeze_vision_tower: bool = False
+    freeze_audio_tower: bool = False
+    freeze_multi_modal_projector: bool = False
+    freeze_llm: bool = False
+    vision_learning_rate: float | None = None  # None: the stage's learning_rate
+    audio_learning_rate: float | None = None
+    projector_learning_rate: float | None = None
+    use_peft: bool = False
+    lora_r: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Fraction = 0.0
+    lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        if (self.model_name_or_path is None) == (self.assemble is None):
+            raise ValueError("give exactly one of model.model_name_or_path and model.assemble")
+        return self
+
+
+class SourceConfig(Closed):
+    """Rows: a JSONL or parquet file (`path`), or a procedural world to be made (`world`)."""
+
+    path: str | None = None
+    media_root: str | None = None  # default: the folder of `path`; media outside it are refused
+    limit: PositiveInt | None = None
+    world: str | None = None
+    count: PositiveInt = 1000
+    seed: int = 0
+    split: Literal["train", "test"] = "train"
+    options: Literal["named", "lettered"] = "named"
+    kinds: list[str] = []  # question kinds of the world; empty: all of them
+    difficulty: tuple[Fraction, Fraction] = (0.0, 1.0)
+    rationale: bool = True  # False: rows carry no rationale (GRPO prompts)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if (self.path is None) == (self.world is None):
+            raise ValueError("give exactly one of path and world")
+        return self
+
+
+class EvalConfig(Closed):
+    """Held-out evaluation: greedy, before training and after every stage."""
+
+    data: list[str] = []
+    max_completion_length: PositiveInt = 256
+    batch_size: PositiveInt = 64
+    limit: PositiveInt | None = None  # rows, evenly over the sources
+    before: bool = True
+
+
+class SamplerConfig(Closed):
+    """Which prompts come next: `uniform`, or `easy_to_hard` (a window that slides up the difficulty order)."""
+
+    name: Literal["uniform", "easy_to_hard"] = "uniform"
+    window: Fraction = 0.4  # share of the sorted pool that is open at a time
+    steps: PositiveInt | None = None  # sampler steps to slide from easy to hard; None: the stage's max_steps
+
+
+class GateConfig(Closed):
+    """Which groups are trained on: `none`, or `balanced` (group accuracy in [low, high], refilled)."""
+
+    name: Literal["none", "balanced"] = "none"
+    low: Fraction = 0.25
+    high: Fraction = 0.75
+    max_rounds: PositiveInt = 10  # rollout rounds a step may use to fill its batch
+
+
+class TokenWeightConfig(Closed):
+    """Per-token weights on the policy term: `none`, or `tw_grpo` (corrected or released form)."""
+
+    name: Literal["none", "tw_grpo"] = "none"
+    alpha_max: float = Field(1.7, ge=1.0)
+    form: Literal["corrected", "released"] = "corrected"
+
+
+class StageConfig(Closed):
+    """What every stage has."""
+
+    name: str
+    data: list[str]
+    replay: dict[str, Fraction] = {}  # source -> share of each batch's rows
+    init_from: str | None = None  # an earlier stage whose end this one starts from; None: the one before
+    learning_rate: float = Field(1e-5, gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_ratio: Fraction = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    max_steps: PositiveInt | None = None
+    num_train_epochs: float | None = Field(None, gt=0)
+    gradient_checkpointing: bool = False
+    max_prompt_length: PositiveInt = 4096
+    save_steps: PositiveInt = 50
+    logging_steps: PositiveInt = 1
+    evaluate: bool = True
+
+    @model_validator(mode="after")
+    def _length(self) -> StageConfig:
+        if self.max_steps is None and self.num_train_epochs is None and getattr(self, "time_of", None) is None:
+            self.num_train_epochs = 1.0
+        return self
+
+
+class SFTStage(StageConfig):
+    """Supervised fine-tuning on assistant tokens."""
+
+    type: Literal["sft"]
+    rationale: Style = "structured"  # which rationale fills the think block; none: answer only
+    thought_dropout: Fraction = 0.0  # TON: share of rows whose thought is emptied, drawn once per row
+    max_length: PositiveInt = 8192
+    time_of: str | None = None  # train for the wall time that this earlier stage took (the rival)
+
+
+class GRPOStage(StageConfig):
+    """Curriculum GRPO with verifiable rewards."""
+
+    type: Literal["grpo"]
+    learning_rate: float = Field(1e-6, gt=0)
+    num_generations: int = Field(8, ge=2)
+    max_completion_length: PositiveInt = 512
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    beta: float = Field(0.0, ge=0)
+    epsilon: float = Field(0.2, ge=0)
+    epsilon_high: float | None = None
+    num_iterations: PositiveInt = 1
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_truncated_completions: bool = False
+    reward_funcs: list[str] = ["exact", "format"]
+    reward_weights: list[float] | None = None
+    reward_args: dict[str, dict[str, Any]] = {}
+    sampler: SamplerConfig = SamplerConfig()
+    gate: GateConfig = GateConfig()
+    token_weight: TokenWeightConfig = TokenWeightConfig()
+    num_completions_to_log: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> GRPOStage:
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_funcs)} reward_funcs; "
+                "give one weight per reward"
+            )
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if rows % self.num_generations:
+            valid = [g for g in range(2, rows + 1) if rows % g == 0]
+            raise ValueError(
+                f"num_generations={self.num_generations} does not divide per_device_train_batch_size x "
+                f"gradient_accumulation_steps = {rows}; for this batch num_generations may be one of {valid}"
+            )
+        return self
+
+
+STAGES: dict[str, type[StageConfig]] = {"sft": SFTStage, "grpo": GRPOStage}
+Stage = Annotated[SFTStage | GRPOStage, Field(discriminator="type")]
+
+
+class Recipe(Closed):
+    """One run."""
+
+    output_dir: str
+    seed: int = 0
+    model: ModelConfig
+    data: dict[str, SourceConfig]
+    stages: list[Stage] = Field(min_length=1)
+    eval: EvalConfig = EvalConfig()
+    system_prompt: str | None = None
+    backend: Literal["auto", "plain", "ddp"] = "auto"
+    num_threads: PositiveInt | None = None
+    bf16: bool = False
+    save_total_limit: PositiveInt = 2
+    resume_from_checkpoint: bool = True
+    report_to: list[Literal["none", "tensorboard", "wandb"]] = []
+    on_bad_media: Literal["quarantine", "stop"] = "quarantine"
+    max_bad_fraction: Fraction = 0.1  # quarantined share of a source above which the run stops
+    max_image_pixels: PositiveInt = 16_777_216  # refused from the header, before decoding
+    plugins: list[str] = ["mmreason_encoders", "mmreason_tools"]
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Recipe:
+        names = [s.name for s in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ; got {names}")
+        for i, stage in enumerate(self.stages):
+            used = [*stage.data, *stage.replay]
+            for source in used:
+                if source not in self.data:
+                    raise ValueError(f"stages.{stage.name}: no data source {source!r}; there are {sorted(self.data)}")
+            for earlier in (stage.init_from, getattr(stage, "time_of", None)):
+                if earlier is not None and earlier not in names[:i]:
+                    raise ValueError(f"stages.{stage.name}: {earlier!r} is not an earlier stage; these are {names[:i]}")
+        for source in self.eval.data:
+            if source not in self.data:
+                raise ValueError(f"eval.data: no data source {source!r}; there are {sorted(self.data)}")
+        return self
