@@ -1,0 +1,1 @@
+"""Training: the step, the SFT and GRPO loops, the distributed backend, checkpoints, metrics, and the run around them."""
