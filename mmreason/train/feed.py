@@ -1,0 +1,72 @@
+"""From samples to rendered rows: decode, render, remember; what cannot be read is quarantined by name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from mmreason.data.media import MediaError, MediaLimits, decode
+from mmreason.data.quarantine import Quarantine
+from mmreason.data.transforms import supervised
+from mmreason.render import Renderer, RenderError
+from mmreason.schema import SFTStage
+from mmreason.types import Rendered, Sample
+
+CACHE_BYTES = 512 * 2**20
+
+
+class Feed:
+    """Renders samples once and keeps the latest within CACHE_BYTES.
+
+    Example: `feed.prompt(sample)` is a `Rendered`, or None when the sample went to quarantine.
+    """
+
+    def __init__(self, renderer: Renderer, limits: MediaLimits, quarantine: Quarantine, *, stop: bool) -> None:
+        self.renderer = renderer
+        self.limits = limits
+        self.quarantine = quarantine
+        self.stop = stop  # the recipe's on_bad_media: stop
+        self._cache: OrderedDict[tuple[str, str, str], Rendered] = OrderedDict()
+        self._bytes = 0
+
+    def prompt(self, sample: Sample) -> Rendered | None:
+        """The sample up to the generation prompt; nothing is sampled yet."""
+        return self._get(sample, "prompt")
+
+    def supervised(self, sample: Sample, stage: SFTStage, seed: int) -> Rendered | None:
+        """The sample with its target turn: loss on the assistant's tokens only."""
+        target = supervised(sample, stage.rationale, stage.thought_dropout, seed)
+        return self._get(target, f"full/{stage.name}")
+
+    def _get(self, sample: Sample, how: str) -> Rendered | None:
+        key = (sample.source, sample.id, how)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        rendered = self._render(sample, how)
+        if rendered is not None:
+            self._cache[key] = rendered
+            self._bytes += size(rendered)
+            while self._bytes > CACHE_BYTES:
+                _, old = self._cache.popitem(last=False)
+                self._bytes -= size(old)
+        return rendered
+
+    def _render(self, sample: Sample, how: str) -> Rendered | None:
+        try:
+            media = [decode(ref, self.limits) for ref in sample.media]
+            if how == "prompt":
+                return self.renderer.prompt(sample, media)
+            return self.renderer.full(sample, media)
+        except (MediaError, RenderError) as error:
+            if self.stop:
+                raise
+            names = ", ".join(ref.path or "inline bytes" for ref in sample.media)
+            self.quarantine.add(sample.id, names, str(error), source=sample.source)
+            return None
+
+
+def size(rendered: Rendered) -> int:
+    """Bytes held by a rendered row."""
+    tensors: Sequence = (rendered.ids, rendered.roles, rendered.sampled, rendered.token_types, *rendered.media.values())
+    return sum(t.numel() * t.element_size() for t in tensors)
