@@ -1,0 +1,70 @@
+"""What every stage of a run shares, and the contract a stage's method fulfils."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from mmreason.data.quarantine import Quarantine
+from mmreason.model.family import Family
+from mmreason.render import Renderer
+from mmreason.schema import Recipe
+from mmreason.train.distributed import Backend
+from mmreason.train.feed import Feed
+from mmreason.train.metrics import Metrics
+from mmreason.train.step import Objective
+from mmreason.types import Sample, TrainingSample
+
+
+@dataclass
+class Context:
+    """The run's long-lived parts."""
+
+    recipe: Recipe
+    run_dir: Path
+    model: Any
+    processor: Any
+    family: Family
+    renderer: Renderer
+    feed: Feed
+    quarantine: Quarantine
+    backend: Backend
+    metrics: Metrics
+    sources: dict[str, list[Sample]]
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall time of its training
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method hands the step: this rank's rows, how to read them, and its own metrics.
+
+    Example: `Batch(rows=[...], objective=Objective(), metrics={"reward": 0.4})`.
+    """
+
+    rows: list[TrainingSample]
+    objective: Objective
+    metrics: dict[str, float]
+
+
+class Method(Protocol):
+    """A stage's method: where its batches come from, and the state it owns."""
+
+    def collect(self, progress: float, step: int) -> Batch:
+        """The next optimizer step's rows; `progress` is the share of the stage that is behind us."""
+        ...
+
+    def buffered(self) -> list[TrainingSample]:
+        """Rows that a checkpoint must hold because they cannot be made again."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
+        """The inverse of `state_dict` and `buffered`."""
+        ...

@@ -1,0 +1,190 @@
+"""Curriculum GRPO: sampler -> rollouts -> rewards -> gate and refill -> advantages -> per-token streams.
+
+Group-relative policy optimisation (arXiv 2402.03300) with the switches of DAPO (2503.14476), Dr. GRPO (2503.20783)
+and TW-GRPO (2505.24718). The step that trains on the streams is the same as SFT's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+
+from mmreason.curriculum import make_gate, make_sampler
+from mmreason.objective import advantages, grpo_samples, token_weights_tw
+from mmreason.rewards import score_group, user_rewards
+from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.schema import GRPOStage
+from mmreason.train.completions import group_metrics, records, write_completions
+from mmreason.train.context import Batch, Context
+from mmreason.train.distributed import shard
+from mmreason.train.step import Objective, Trainer, fixed_logprobs
+from mmreason.types import Group, Rendered, Sample, TrainingSample
+
+
+class GRPO:
+    """The `grpo` method. State: sampler, gate, and the rollouts that are still in use."""
+
+    def __init__(self, context: Context, stage: GRPOStage, steps: int, reference: Callable[[], Any]) -> None:
+        self.context = context
+        self.stage = stage
+        pool = [sample for name in stage.data for sample in context.sources[name]]
+        rollouts = -(-steps // stage.num_iterations)
+        self.sampler = make_sampler(stage.sampler, pool, rollouts, context.recipe.seed)
+        self.gate = make_gate(stage.gate)
+        self.user_functions = user_rewards(stage.reward_funcs)
+        self.reference = reference() if stage.beta > 0 else None
+        self.trainer: Trainer | None = None  # set by the run once the optimizer exists
+        self._rows: list[TrainingSample] = []
+        self._uses_left = 0
+        self._metrics: dict[str, float] = {}
+
+    # --- the method's contract
+
+    def collect(self, progress: float, step: int) -> Batch:
+        """Fresh rollouts, or the present ones again while `num_iterations` lasts."""
+        if self._uses_left == 0:
+            self._rows, self._metrics = self._rollout(step)
+            self._uses_left = self.stage.num_iterations
+        self._uses_left -= 1
+        return Batch(self._rows, self._objective(), dict(self._metrics))
+
+    def buffered(self) -> list[TrainingSample]:
+        """The rollouts of the present buffer while a later step still needs them."""
+        return self._rows if self._uses_left else []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sampler": self.sampler.state_dict(),
+            "gate": self.gate.state_dict(),
+            "uses_left": self._uses_left,
+            "metrics": self._metrics,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self.gate.load_state_dict(state["gate"])
+        self._uses_left, self._metrics, self._rows = state["uses_left"], state["metrics"], rows
+
+    # --- one batch of rollouts
+
+    def _rollout(self, step: int) -> tuple[list[TrainingSample], dict[str, float]]:
+        stage, backend = self.stage, self.context.backend
+        groups, seen = self._groups()
+        rewards = [[t.reward for t in group.trajectories] for group in groups]
+        per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
+        rows: list[TrainingSample] = []
+        for index, (group, values) in enumerate(zip(groups, per_group, strict=True)):
+            rows += grpo_samples(
+                group,
+                values,
+                loss_type=stage.loss_type,
+                beta=stage.beta,
+                max_completion_length=stage.max_completion_length,
+                mask_truncated=stage.mask_truncated_completions,
+                group_id=index,
+            )
+        rows = self._with_fixed_logprobs(rows)
+        lines = [line for part in backend.gather(records(seen, step)) for line in part]
+        kept = [line for part in backend.gather(records(groups, step, per_group)) for line in part]
+        if backend.is_main and kept:
+            folder = self.context.run_dir / "completions"
+            write_completions(folder / f"{stage.name}-{step:06d}.jsonl", kept, stage.num_completions_to_log)
+        curriculum = {**self.sampler.metrics(), **self.gate.metrics()}
+        return rows, {**group_metrics(lines), **curriculum, "groups": float(len(kept) / stage.num_generations)}
+
+    def _groups(self) -> tuple[list[Group], list[Group]]:
+        """Groups that the gate admits, refilled for at most `max_rounds`; and all groups that were rolled out."""
+        stage, backend = self.stage, self.context.backend
+        per_rank = stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
+        admitted: list[Group] = []
+        seen: list[Group] = []
+        for _ in range(stage.gate.max_rounds):
+            missing = backend.max(per_rank - len(admitted))
+            if missing <= 0:
+                break
+            samples = shard(self.sampler.next(missing * backend.world_size), backend)
+            fresh = self._complete(samples)
+            seen += fresh
+            admitted += [group for group in fresh if self.gate.admit(group)]
+            bare = [replace(g, prompt=replace(g.prompt, media={})) for g in fresh]
+            everyone = [g for part in backend.gather(bare) for g in part]
+            self.sampler.observe(everyone)
+            self.gate.observe(everyone)
+        return admitted[:per_rank], seen
+
+    def _complete(self, samples: Sequence[Sample]) -> list[Group]:
+        """Roll out and score one group for every readable sample."""
+        context, stage = self.context, self.stage
+        pairs: list[tuple[Sample, Rendered]] = []
+        for sample in samples:
+            prompt = context.feed.prompt(sample)
+            if prompt is not None:
+                pairs.append((sample, prompt))
+        if not pairs:
+            return []
+        params = SamplingParams(stage.max_completion_length, stage.temperature, stage.top_p, stage.top_k)
+        completed = generate(
+            context.model,
+            context.family,
+            context.renderer,
+            [prompt for _, prompt in pairs],
+            stage.num_generations,
+            params,
+        )
+        return [
+            score_group(
+                Group(sample, prompt, tuple(trajectories)),
+                stage.reward_funcs,
+                stage.reward_weights,
+                stage.reward_args,
+                self.user_functions,
+            )
+            for (sample, prompt), trajectories in zip(pairs, completed, strict=True)
+        ]
+
+    def _over_ranks(self, rewards: list[list[float | None]]) -> list[list[float | None]]:
+        """Every rank's rewards, in rank order: batch scaling needs them all."""
+        return [group for part in self.context.backend.gather(rewards) for group in part]
+
+    def _mine(self, groups: Sequence[Group]) -> slice:
+        """Where this rank's groups lie in the list of all ranks' groups."""
+        sizes = self.context.backend.gather(len(groups))
+        start = sum(sizes[: self.context.backend.rank])
+        return slice(start, start + len(groups))
+
+    def _with_fixed_logprobs(self, rows: list[TrainingSample]) -> list[TrainingSample]:
+        """Old log-probabilities when the rollouts are used more than once, and the reference's when KL is on."""
+        assert self.trainer is not None
+        objective = self._objective()
+        if self.stage.num_iterations > 1:
+            old = fixed_logprobs(self.trainer, rows, objective)
+            rows = [replace(row, old_logprobs=line) for row, line in zip(rows, old, strict=True)]
+        if self.reference is not None:
+            other = replace(self.trainer, model=self.reference) if rows else self.trainer
+            ref = fixed_logprobs(other, rows, objective)
+            rows = [replace(row, ref_logprobs=line) for row, line in zip(rows, ref, strict=True)]
+        return rows
+
+    def _objective(self) -> Objective:
+        stage = self.stage
+        weights = None
+        if stage.token_weight.name == "tw_grpo":
+            weights = partial(token_weights_tw, alpha_max=stage.token_weight.alpha_max, form=stage.token_weight.form)
+        return Objective(
+            banned=tuple(sorted(self.context.renderer.placeholder_ids)),
+            temperature=stage.temperature,
+            epsilon=stage.epsilon,
+            epsilon_high=stage.epsilon if stage.epsilon_high is None else stage.epsilon_high,
+            token_weights=weights,
+        )
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy of the model that never learns: the reference policy."""
+    other = copy.deepcopy(model)
+    other.requires_grad_(False)
+    return other.eval()
