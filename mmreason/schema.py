@@ -138,7 +138,8 @@ class StageConfig(Closed):
     name: str
     data: list[str]
     replay: dict[str, Fraction] = {}  # source -> share of each batch's rows
-    init_from: str | None = None  # an earlier stage whose end this one starts from; None: the one before
+    init_from: str | None = None  # an earlier stage whose end this one starts from; None: the main line's last
+    branch: bool = False  # a side branch for comparison: later stages and the final model do not follow it
     learning_rate: float = Field(1e-5, gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_ratio: Fraction = 0.03
@@ -244,18 +245,41 @@ class Recipe(Closed):
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Recipe:
-        names = [s.name for s in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError(f"stage names must differ; got {names}")
-        for i, stage in enumerate(self.stages):
-            used = [*stage.data, *stage.replay]
-            for source in used:
-                if source not in self.data:
-                    raise ValueError(f"stages.{stage.name}: no data source {source!r}; there are {sorted(self.data)}")
-            for earlier in (stage.init_from, getattr(stage, "time_of", None)):
-                if earlier is not None and earlier not in names[:i]:
-                    raise ValueError(f"stages.{stage.name}: {earlier!r} is not an earlier stage; these are {names[:i]}")
-        for source in self.eval.data:
-            if source not in self.data:
-                raise ValueError(f"eval.data: no data source {source!r}; there are {sorted(self.data)}")
+        problems = unresolved_names(self.model_dump())
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+
+def unresolved_names(tree: Any) -> list[str]:
+    """Every name in a recipe's mapping that points nowhere: data sources, earlier stages, stage names given twice.
+
+    `tree` may be wrong elsewhere: what has not the expected shape is passed over (its type is reported apart).
+    """
+    if not isinstance(tree.get("data"), dict) or not isinstance(tree.get("stages"), list):
+        return []
+    sources, problems, before = tree["data"], [], list[str]()
+    for stage in tree["stages"]:
+        if not isinstance(stage, dict) or not isinstance(stage.get("name"), str):
+            continue
+        name = stage["name"]
+        if name in before:
+            problems.append(f"stages.{name}: a stage of this name comes before; stage names must differ")
+        problems += _unknown_sources(f"stages.{name}.data", stage.get("data"), sources)
+        problems += _unknown_sources(f"stages.{name}.replay", stage.get("replay"), sources)
+        for key in ("init_from", "time_of"):
+            earlier = stage.get(key)
+            if isinstance(earlier, str) and earlier not in before:
+                problems.append(f"stages.{name}.{key}: {earlier!r} is not an earlier stage; these are {before}")
+        before.append(name)
+    held_out = tree.get("eval")
+    if isinstance(held_out, dict):
+        problems += _unknown_sources("eval.data", held_out.get("data"), sources)
+    return problems
+
+
+def _unknown_sources(path: str, names: Any, sources: dict[str, Any]) -> list[str]:
+    """One problem for each of `names` (a list, or a mapping's keys) that no data source has."""
+    if not isinstance(names, (list, dict)):
+        return []
+    return [f"{path}: no data source {n!r}; there are {sorted(sources)}" for n in names if n not in sources]

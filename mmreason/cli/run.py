@@ -1,0 +1,79 @@
+"""Commands that run a recipe: train, validate, compare, launch, serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmreason.cli.common import JsonFile, Overrides, RecipePath, emit, json_only, show
+
+
+def train(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None) -> None:
+    """Run a recipe; goes on from the newest complete checkpoint in its output_dir."""
+    from mmreason.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    with json_only(json):
+        from mmreason.train.run import train as run
+
+        result = run(resolved)
+    emit(json, result)
+
+
+def validate(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None) -> None:
+    """Check everything that can be known before training; exit 1 and a list when something is wrong."""
+    from mmreason.recipe import load_recipe
+    from mmreason.validate import validate as check
+
+    with json_only(json):
+        report = check(load_recipe(recipe, overrides or []))
+        show(report.table())
+    emit(json, report.as_dict())
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def compare(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="recipes, the first is the baseline")],
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds: 0, 1, ...")] = 1,
+    out: Annotated[Path, typer.Option(help="folder of the runs, one for each recipe and seed")] = Path("runs/compare"),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override in every run")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Run several recipes with several seeds, one after the other, and put them into one table."""
+    from mmreason.cli.compare import compare_recipes, comparison_table
+
+    with json_only(json):
+        result = compare_recipes(recipes, seeds, out, set_ or [])
+        show(comparison_table(result))
+    emit(json, result)
+
+
+def launch(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    nproc: Annotated[int, typer.Option("--nproc", min=1, help="processes on this machine")] = 1,
+) -> None:
+    """Train with several processes on this machine, through torchrun."""
+    from mmreason.recipe import load_recipe
+
+    load_recipe(recipe, overrides or [])  # a wrong recipe is said once, not by every process
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
+    command += ["-m", "mmreason.cli", "train", str(recipe), *(overrides or [])]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def serve() -> None:
+    """A vLLM rollout server (not in this version)."""
+    raise ValueError("serve: this version has no vLLM rollout server; `mmreason train` generates inside its own process")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    for function in (train, validate, compare, launch, serve):
+        app.command()(function)

@@ -1,0 +1,249 @@
+"""Read a recipe from YAML with `key.sub=value` overrides, say everything that is wrong with it at once, and dump it.
+
+The schema itself is `mmreason.schema`. Keys are closed: an unknown one is an error that names the nearest key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from yaml.nodes import MappingNode
+
+from mmreason.schema import STAGES, Recipe, unresolved_names
+
+KINDS: dict[type, str] = {
+    str: "text", bool: "true/false", int: "an integer", float: "a number", list: "a list", dict: "a mapping",
+    type(None): "null",
+}  # fmt: skip
+
+
+class RecipeError(ValueError):
+    """Everything that is wrong with a recipe; `problems` holds one line each."""
+
+    def __init__(self, name: str, problems: Sequence[str]) -> None:
+        """`name` is the file or whatever else the recipe came from."""
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n".join([f"{name}: {count}", *(f"  - {p}" for p in self.problems)]))
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that reads `1e-4` as a number (YAML 1.1 wants `1.0e-4`) and refuses a key given twice."""
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the parent's, with duplicate keys refused: the last one would win silently."""
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            line = key_node.start_mark.line + 1
+            if key in seen and key != "<<":
+                raise ValueError(f"line {line}: key {key!r} was given before, on line {seen[key]}; keep one of them")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe at `path`, apply `key.sub=value` overrides in order, and check all of it.
+
+    An override's value is read as YAML. List items are addressed by index, stages also by name:
+    `stages.grpo.learning_rate=1e-4`, `data.train.limit=100`, `stages.0.max_steps=5`.
+
+    Raises: RecipeError (a ValueError) naming the file, every key that is wrong, what was got and what is allowed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(str(path), [_missing_file(file)])
+    try:
+        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise RecipeError(str(path), [f"not readable as YAML: {error}"]) from None
+    return build_recipe(raw, overrides, name=str(path))
+
+
+def build_recipe(raw: Any, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
+    """The same from a mapping that is already in memory; `name` appears in the messages."""
+    if not isinstance(raw, dict):
+        raise RecipeError(name, [f"a recipe is a mapping of keys; got {_kind(raw)}"])
+    tree = json.loads(json.dumps(raw, default=str))  # a private copy; a date becomes text
+    problems = [p for p in (_apply(tree, text) for text in overrides) if p]
+    try:
+        # JSON mode: strict about types (no "8" for 8, no true for 1) and still a list for a pair.
+        recipe = Recipe.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        problems += _explain(error, tree)
+        if all(e["loc"] for e in error.errors()):  # the check across keys did not run: run it on what there is
+            problems += unresolved_names(tree)
+        raise RecipeError(name, problems) from None
+    if problems:
+        raise RecipeError(name, problems)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load_recipe` of it gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `known`, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _missing_file(file: Path) -> str:
+    folder = file.parent
+    if not folder.is_dir():
+        return f"no such file (and no folder {str(folder)!r})"
+    near = nearest(file.name, [p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml")])
+    return f"no such file in {str(folder)!r}{near}"
+
+
+# ---- overrides -------------------------------------------------------------------------------------------------
+
+
+def _apply(tree: dict[str, Any], text: str) -> str | None:
+    """Set one override in place. Returns the problem, if there is one."""
+    key, equals, value_text = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        return f"override {text!r}: write key.sub=value"
+    try:
+        value = yaml.load(value_text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        return f"override {text!r}: the value is not YAML ({str(error).splitlines()[0]})"
+    here: Any = tree
+    for depth, part in enumerate(parts):
+        at = ".".join(parts[:depth]) or "the recipe"
+        last = depth == len(parts) - 1
+        if isinstance(here, list):
+            index = _index(here, part)
+            if index is None:
+                return f"override {text!r}: {at} has no item {part!r}; there are {_item_names(here)}"
+            if last:
+                here[index] = value
+            here = here[index]
+        elif isinstance(here, dict):
+            if last:
+                here[part] = value
+            elif here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+        else:
+            return f"override {text!r}: {at} is {_kind(here)}, so it has no key {part!r}"
+    return None
+
+
+def _index(items: list[Any], part: str) -> int | None:
+    """The position that `part` addresses: an index, or the `name` of an item."""
+    named = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get("name") == part]
+    if named:
+        return named[0]
+    return int(part) if part.isdecimal() and int(part) < len(items) else None
+
+
+def _item_names(items: list[Any]) -> str:
+    names = [item["name"] for item in items if isinstance(item, dict) and isinstance(item.get("name"), str)]
+    return f"{', '.join(names)} (or an index below {len(items)})" if names else f"indices below {len(items)}"
+
+
+# ---- messages --------------------------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError, tree: dict[str, Any]) -> list[str]:
+    """One line per wrong key. Errors of one key's alternatives (a list, or the word 'all') become one line."""
+    lines: dict[str, list[str]] = {}
+    for e in error.errors(include_url=False):
+        path, model = _locate(e["loc"], tree)
+        messages = lines.setdefault(path, [])
+        message = _message(e, path, model)
+        if message not in messages:
+            messages.append(message)
+    return [f"{path}: {' or: '.join(messages)}" if path else " or: ".join(messages) for path, messages in lines.items()]
+
+
+def _message(e: Any, path: str, model: type[BaseModel] | None) -> str:
+    kind, got = e["type"], e["input"]
+    if kind == "extra_forbidden" and model is not None:
+        fields = list(model.model_fields)
+        return f"unknown key{nearest(path.rsplit('.', 1)[-1], fields)} (allowed: {', '.join(fields)})"
+    if kind == "missing":
+        return "this key is required"
+    if kind == "union_tag_not_found":
+        return f"a stage needs a type, one of {', '.join(STAGES)}"
+    if kind == "union_tag_invalid":
+        tag = str(e["ctx"]["tag"])
+        return f"no stage type {tag!r}{nearest(tag, STAGES)} (allowed: {', '.join(STAGES)})"
+    if kind == "value_error":
+        return str(e["ctx"]["error"])
+    message = e["msg"].removeprefix("Input ")
+    hint = ""
+    if kind == "literal_error" and isinstance(got, str):
+        hint = nearest(got, re.findall(r"'([^']+)'", e["ctx"]["expected"]))
+    return f"{message}; got {json.dumps(got, default=str)[:200]} ({_kind(got)}){hint}"
+
+
+def _locate(loc: tuple[int | str, ...], tree: Any) -> tuple[str, type[BaseModel] | None]:
+    """The user's path of a pydantic location, and the model that holds its last key.
+
+    Pydantic puts union tags ('sft', 'list[str]') between real keys; what is not in the tree is such a tag, except
+    for the last element, which may be a missing key.
+    """
+    names: list[str] = []
+    model: type[BaseModel] | None = Recipe
+    holder, here, annotation = model, tree, Any
+    for i, part in enumerate(loc):
+        if isinstance(here, dict) and part in here:
+            holder, annotation = model, _annotation(model, str(part)) if model else _item(annotation)
+            names.append(str(part))
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+            holder, annotation = None, _item(annotation)
+            name = here.get("name") if isinstance(here, dict) else None
+            names.append(name if isinstance(name, str) else str(part))
+        elif i == len(loc) - 1 and model is not None and part in model.model_fields:
+            return ".".join([*names, str(part)]), model
+        else:
+            if part in STAGES:
+                model = STAGES[str(part)]
+            continue
+        model = _model(annotation, here)
+    return ".".join(names), holder
+
+
+def _annotation(model: type[BaseModel], key: str) -> Any:
+    return model.model_fields[key].annotation if key in model.model_fields else Any
+
+
+def _item(annotation: Any) -> Any:
+    """What a dict's values or a list's items are."""
+    for option in [annotation, *get_args(annotation)]:
+        if get_origin(option) in (dict, list, tuple):
+            return get_args(option)[-1]
+    return Any
+
+
+def _model(annotation: Any, value: Any) -> type[BaseModel] | None:
+    """The model class behind an annotation; of a stage, the one its type names."""
+    if isinstance(value, dict) and "Stage" in str(annotation) and value.get("type") in STAGES:
+        return STAGES[value["type"]]
+    for option in [annotation, *get_args(annotation)]:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), type(value).__name__)
