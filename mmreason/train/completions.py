@@ -8,19 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmreason.rewards import hedge, thinks
-from mmreason.types import Group, Sample
-
-
-def question(sample: Sample) -> str:
-    """The text of the prompt's last user turn."""
-    users = [m for m in sample.messages if m.role == "user"]
-    return " ".join(part.text for part in users[-1].parts if part.type == "text") if users else ""
-
-
-def medium_records(sample: Sample) -> list[dict[str, str]]:
-    """Where the sample's media lie, for the report."""
-    return [{"kind": ref.kind, "path": ref.path, "root": ref.root} for ref in sample.media]
+from mmreason.evaluate.rows import media_json, question_text, thinks
+from mmreason.rewards import hedge
+from mmreason.types import Group
 
 
 def records(
@@ -36,9 +26,9 @@ def records(
                     "step": step,
                     "group": index,
                     "id": sample.id,
-                    "prompt": question(sample),
+                    "prompt": question_text(sample),
                     "completion": trajectory.text,
-                    "media": medium_records(sample),
+                    "media": media_json(sample),
                     "evidence": [dict(e) for e in sample.evidence],
                     "options": list(sample.options),
                     "solution": sample.solution,

@@ -161,11 +161,10 @@ class GRPO:
         assert self.trainer is not None
         objective = self._objective()
         if self.stage.num_iterations > 1:
-            old = fixed_logprobs(self.trainer, rows, objective)
+            old = fixed_logprobs(self.context.model, self.trainer, rows, objective)
             rows = [replace(row, old_logprobs=line) for row, line in zip(rows, old, strict=True)]
         if self.reference is not None:
-            other = replace(self.trainer, model=self.reference) if rows else self.trainer
-            ref = fixed_logprobs(other, rows, objective)
+            ref = fixed_logprobs(self.reference, self.trainer, rows, objective)
             rows = [replace(row, ref_logprobs=line) for row, line in zip(rows, ref, strict=True)]
         return rows
 

@@ -46,8 +46,8 @@ def run_stage(
     first_global: int,
     elapsed: float,
     save: Callable[[int, float], None],
-) -> float:
-    """Train one stage from its step `start` to its end; returns the seconds it took in all.
+) -> tuple[int, float]:
+    """Train one stage from its step `start` to its end; returns its last step and the seconds it took in all.
 
     `first_global` is the global number of the stage's step 0; `save(step, elapsed)` writes a checkpoint.
     """
@@ -70,7 +70,7 @@ def run_stage(
             context.quarantine.check()
             if step % stage.save_steps == 0 and not budget.done(step, elapsed):
                 save(step, elapsed)
-    return elapsed
+    return step, elapsed
 
 
 def _note(metrics: dict[str, float]) -> str:

@@ -195,21 +195,28 @@ def _group_weights(
 
 
 @torch.no_grad()
-def fixed_logprobs(trainer: Trainer, rows: Sequence[TrainingSample], objective: Objective) -> list[torch.Tensor]:
-    """Log-probabilities of the present weights for every row, float32 [T] each (0 where nothing is learned)."""
-    trainer.model.eval()
+def fixed_logprobs(
+    model: Any,
+    trainer: Trainer,
+    rows: Sequence[TrainingSample],
+    objective: Objective,
+) -> list[torch.Tensor]:
+    """Log-probabilities under `model` as it is now, float32 [T] a row (0 where nothing is learned).
+
+    `model` is the trainer's own (the old policy) or a frozen reference of the same family.
+    """
+    training = model.training
+    model.eval()
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     for chosen in pack(rows, trainer.max_tokens):
         batch = collate([rows[i] for i in chosen], trainer.pad_id)
-        logprobs, _, _, first = completion_logprobs(
-            trainer.model, trainer.family, batch, objective, trainer.backend.device
-        )
+        logprobs, _, _, first = completion_logprobs(model, trainer.family, batch, objective, trainer.backend.device)
         for j, i in enumerate(chosen):
             length = len(rows[i])
             line = torch.zeros(length)
             line[first:] = logprobs[j, : length - first].float().cpu()
             out[i] = line * (rows[i].aggregation > 0)
-    trainer.model.train()
+    model.train(training)
     return out
 
 

@@ -1,0 +1,67 @@
+"""Held-out evaluation of the run's present weights: greedy answers, judged and stored under the stage's name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.progress import Progress
+
+from mmreason.evaluate import Generate, answer_all, limit_evenly, read_eval, save_stage
+from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.train.context import Context
+from mmreason.train.distributed import shard
+from mmreason.types import Sample
+
+
+def evaluate_stage(context: Context, name: str) -> None:
+    """Evaluate on `eval.data` and store the block `name` in eval.json; a block that is there already stays."""
+    config = context.recipe.eval
+    if not config.data or name in read_eval(context.run_dir):
+        return
+    began = time.perf_counter()
+    samples = readable(context, limit_evenly({n: context.sources[n] for n in config.data}, config.limit))
+    mine = shard(samples, context.backend)
+    with Progress(console=context.console, disable=not context.backend.is_main, transient=True) as bar:
+        task = bar.add_task(f"evaluate ({name})", total=len(mine))
+        rows = answer_all(
+            mine,
+            greedy(context),
+            batch_size=config.batch_size,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    everyone = [row for part in context.backend.gather(rows) for row in part]
+    if context.backend.is_main:
+        order = {(s.source, s.id): i for i, s in enumerate(samples)}
+        everyone.sort(key=lambda row: order[row.source, row.id])
+        parent = _parent(context, name)
+        save_stage(context.run_dir, name, everyone, parent=parent, seconds=time.perf_counter() - began)
+    context.backend.barrier()
+
+
+def readable(context: Context, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples whose media can be read; the others are in quarantine by name."""
+    return [sample for sample in samples if context.feed.prompt(sample) is not None]
+
+
+def greedy(context: Context) -> Generate:
+    """A `Generate` over the run's model: one greedy completion for each sample."""
+    params = SamplingParams(
+        context.recipe.eval.max_completion_length, greedy=True, max_rows=context.recipe.eval.batch_size
+    )
+
+    def answer(samples: Sequence[Sample]) -> list[tuple[str, int]]:
+        prompts = [p for p in (context.feed.prompt(s) for s in samples) if p is not None]
+        done = generate(context.model, context.family, context.renderer, prompts, 1, params)
+        return [(group[0].text, len(group[0])) for group in done]
+
+    return answer
+
+
+def _parent(context: Context, name: str) -> str | None:
+    names = [s.name for s in context.recipe.stages]
+    if name not in names:
+        return None
+    stage = context.recipe.stages[names.index(name)]
+    earlier = [s.name for s in context.recipe.stages[: names.index(name)] if not s.branch]
+    return stage.init_from or (earlier[-1] if earlier else "before")

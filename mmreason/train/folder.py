@@ -1,0 +1,107 @@
+"""The run directory: opening it, refusing to mix two recipes in it, and the small files a run leaves there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmreason.evaluate import read_eval, write_json
+from mmreason.model.save import save_model, write_probe
+from mmreason.recipe import dump_recipe
+from mmreason.schema import Recipe
+from mmreason.train.context import Context
+from mmreason.types import Rendered
+
+# What may change between the first start of a run and its resumption without changing what it computes.
+FREE_KEYS = ("save_total_limit", "report_to", "resume_from_checkpoint", "save_steps", "logging_steps", "num_threads")
+_PACKAGES = ("mmreason", "torch", "torchvision", "torchaudio", "transformers", "peft", "qwen-vl-utils", "pillow", "numpy")
+
+
+def open_run(recipe: Recipe, run_dir: Path) -> None:
+    """Create the run directory, or check that what lies there is the same run.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or a run that must not be resumed.
+    """
+    stored = run_dir / "recipe.yaml"
+    rank = int(os.environ.get("RANK", 0))
+    if stored.exists():
+        if not recipe.resume_from_checkpoint and any(run_dir.glob("checkpoint-*")):
+            raise ValueError(
+                f"{run_dir} holds a run and resume_from_checkpoint is false; take another output_dir or remove it"
+            )
+        before = yaml.safe_load(stored.read_text())
+        changed = differences(before, yaml.safe_load(dump_recipe(recipe)))
+        if changed and any(run_dir.glob("checkpoint-*")):
+            raise ValueError(
+                f"{run_dir} holds a run of another recipe:\n  " + "\n  ".join(changed) + "\ntake another output_dir, "
+                "or put these keys back to go on with that run"
+            )
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stored.write_text(dump_recipe(recipe))
+        write_json(run_dir / "environment.json", environment())
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Keys that differ, one line each, except FREE_KEYS."""
+    if path.rsplit(".", 1)[-1] in FREE_KEYS or before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for k in keys for line in differences(before.get(k), now.get(k), f"{path}.{k}".lstrip("."))]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}.{i}")]
+    return [f"{path}: was {before!r}, now {now!r}"]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as they bear on the numbers."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": versions,
+    }
+
+
+def write_timing(run_dir: Path, seconds: dict[str, float], total: float, peak: int) -> None:
+    """`timing.json`: wall time of each stage's training and of the run, and the peak memory (PSS of the tree)."""
+    write_json(run_dir / "timing.json", {"stages": seconds, "total_s": total, "peak_memory_bytes": peak})
+
+
+def write_model(context: Context, out: Path) -> None:
+    """The final model (adapters merged) and, beside its weights, the probe that proves a load."""
+    save_model(context.model, context.processor, out, merge=True)
+    write_probe(context.model, context.family, probe_rows(context), out)
+
+
+def probe_rows(context: Context) -> dict[str, Rendered]:
+    """One rendered row for each modality that the run's data have."""
+    rows: dict[str, Rendered] = {}
+    for name in [*context.recipe.eval.data, *context.sources]:
+        for sample in context.sources[name]:
+            if sample.modality in rows:
+                continue
+            rendered = context.feed.prompt(sample)
+            if rendered is not None:
+                rows[sample.modality] = rendered
+    return rows
+
+
+__all__ = ["differences", "environment", "open_run", "probe_rows", "read_eval", "write_model", "write_timing"]

@@ -1,0 +1,163 @@
+"""One run, from a recipe to a model folder: prepare, evaluate, stages, evaluate, save, report.
+
+`train` may be killed anywhere: the next call on the same output_dir goes on from the newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from mmreason.model.parts import parameter_groups
+from mmreason.model.save import save_model
+from mmreason.schema import GRPOStage, Recipe, SFTStage, Stage
+from mmreason.train import folder
+from mmreason.train.checkpoint import load_optimizer, load_state, newest_complete, save_checkpoint
+from mmreason.train.context import Context, Method
+from mmreason.train.evaluation import evaluate_stage
+from mmreason.train.grpo import GRPO
+from mmreason.train.loop import Budget, run_stage
+from mmreason.train.optim import make_optimizer, make_schedule
+from mmreason.train.prepare import load_initial, load_weights, prepare
+from mmreason.train.sft import SFT
+from mmreason.train.step import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Run the recipe to its end and return what it showed: `{"run_dir", "model", "eval", "seconds"}`.
+
+    Raises:
+        ValueError: the recipe, its data or its output_dir does not fit; the message says what to do.
+    """
+    began = time.perf_counter()
+    run_dir = Path(recipe.output_dir)
+    folder.open_run(recipe, run_dir)
+    checkpoint = newest_complete(run_dir) if recipe.resume_from_checkpoint else None
+    context = prepare(recipe, run_dir, checkpoint)
+    position = _position(context, checkpoint)
+    if checkpoint is None and recipe.eval.before:
+        evaluate_stage(context, "before")
+    for index, stage in enumerate(recipe.stages):
+        if index < position["stage"]:
+            continue
+        _stage(context, index, stage, position, checkpoint if index == position["stage"] else None)
+        if stage.evaluate:
+            evaluate_stage(context, stage.name)
+    model = _finish(context)
+    seconds = position["before_seconds"] + time.perf_counter() - began
+    if context.backend.is_main:
+        folder.write_timing(run_dir, context.seconds, seconds, context.metrics.peak_memory)
+    context.backend.close()
+    return {"run_dir": str(run_dir), "model": str(model), "eval": folder.read_eval(run_dir), "seconds": seconds}
+
+
+def _position(context: Context, checkpoint: Path | None) -> dict[str, Any]:
+    """Where the run stands: stage, step in it, global step; restores the random state of a resumed run."""
+    if checkpoint is None:
+        context.metrics.keep_until(0)
+        return {"stage": 0, "step": 0, "global_step": 0, "elapsed": 0.0, "done": False, "before_seconds": 0.0}
+    shared, local, rows = load_state(checkpoint, context.backend)
+    context.seconds.update(shared["seconds"])
+    context.quarantine.restore(shared["quarantine"])
+    if context.backend.is_main:
+        context.metrics.keep_until(shared["global_step"])
+        context.console.print(f"going on from {checkpoint} (global step {shared['global_step']})")
+    return {**shared, "method": local["method"], "rows": rows, "before_seconds": sum(shared["seconds"].values())}
+
+
+def _stage(context: Context, index: int, stage: Stage, position: dict[str, Any], checkpoint: Path | None) -> None:
+    """Train one stage to its end; its weights then lie in `stages/NAME` and a checkpoint says that it is done."""
+    if checkpoint is not None and position["done"]:
+        position["done"] = False
+        return
+    start, elapsed = (position["step"], position["elapsed"]) if checkpoint is not None else (0, 0.0)
+    first_global = position["global_step"] - start
+    if checkpoint is None:
+        load_initial(context, stage)
+    budget, method = _method(context, stage)
+    trainer = _trainer(context, stage)
+    if isinstance(method, GRPO):
+        method.trainer = trainer
+    if checkpoint is not None:
+        method.load_state_dict(position["method"], position["rows"])
+        if start:
+            load_optimizer(checkpoint, trainer.optimizer)
+
+    def save(step: int, seconds: float, *, done: bool = False) -> None:
+        context.seconds[stage.name] = seconds
+        state = {"stage": index, "step": step, "global_step": first_global + step, "elapsed": seconds, "done": done}
+        save_checkpoint(
+            context.run_dir / f"checkpoint-{first_global + step}",
+            model=context.model,
+            processor=context.processor,
+            optimizer=trainer.optimizer,
+            shared={**state, "seconds": context.seconds, "quarantine": context.quarantine.state_dict()},
+            local={"method": method.state_dict()},
+            rows=method.buffered(),
+            backend=context.backend,
+            keep=context.recipe.save_total_limit,
+        )
+        position.update(state)
+
+    end, elapsed = run_stage(
+        context, stage, method, trainer, budget, start=start, first_global=first_global, elapsed=elapsed, save=save
+    )
+    if context.backend.is_main:
+        save_model(context.model, context.processor, context.run_dir / "stages" / stage.name, merge=False)
+    save(end, elapsed, done=True)
+
+
+def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:
+    pool = sum(len(context.sources[name]) for name in stage.data)
+    rows = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * context.backend.world_size
+    if isinstance(stage, GRPOStage):
+        prompts = rows // stage.num_generations
+        steps = stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, prompts) * stage.num_iterations
+
+        def reference() -> Any:
+            other = copy.deepcopy(context.model)
+            load_initial(context, stage, into=other)
+            return other.requires_grad_(False).eval()
+
+        return Budget(steps=steps), GRPO(context, stage, steps, reference)
+    assert isinstance(stage, SFTStage)
+    if stage.time_of is not None:
+        return Budget(seconds=context.seconds[stage.time_of]), SFT(context, stage)
+    return Budget(steps=stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, rows)), SFT(context, stage)
+
+
+def _epoch_steps(epochs: float | None, pool: int, rows: int) -> int:
+    assert epochs is not None
+    return max(1, round(epochs * pool / rows))
+
+
+def _trainer(context: Context, stage: Stage) -> Trainer:
+    groups = parameter_groups(
+        context.model, context.family, context.recipe.model, stage.learning_rate, stage.weight_decay
+    )
+    return Trainer(
+        model=context.model,
+        family=context.family,
+        backend=context.backend,
+        optimizer=make_optimizer(groups, stage),
+        schedule=make_schedule(stage.lr_scheduler_type, stage.warmup_ratio),
+        pad_id=context.renderer.pad_id,
+        max_grad_norm=stage.max_grad_norm,
+        max_tokens=stage.max_tokens_per_micro_batch,
+    )
+
+
+def _finish(context: Context) -> Path:
+    """Write `model/` from the end of the main line, with a probe of one rendered row per modality beside it."""
+    main = [stage for stage in context.recipe.stages if not stage.branch][-1]
+    load_weights(context.model, context.run_dir / "stages" / main.name)
+    out = context.run_dir / "model"
+    if context.backend.is_main:
+        folder.write_model(context, out)
+    return out
+
