@@ -187,7 +187,7 @@ def _message(e: Any, path: str, model: type[BaseModel] | None) -> str:
         return f"no stage type {tag!r}{nearest(tag, STAGES)} (allowed: {', '.join(STAGES)})"
     if kind == "value_error":
         return str(e["ctx"]["error"])
-    message = e["msg"].removeprefix("Input ")
+    message = e["msg"].removeprefix("Input ").replace("valid array", "list").replace("valid dictionary", "mapping")
     hint = ""
     if kind == "literal_error" and isinstance(got, str):
         hint = nearest(got, re.findall(r"'([^']+)'", e["ctx"]["expected"]))
