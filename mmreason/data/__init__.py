@@ -1,0 +1,1 @@
+"""Rows and media: sources, decoding, transforms, the loader, and procedural worlds."""

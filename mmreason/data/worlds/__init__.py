@@ -1,0 +1,168 @@
+"""Procedural worlds: real media files with exact ground truth, many rows in few files.
+
+`make_world("image", folder, count=1000, seed=0, split="train")` writes `rows.jsonl`, `images-000.zip` ... (stored,
+not compressed) and `world.json`, the settings that made them. A new world is one more entry of `WORLDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmreason.data.worlds import image
+from mmreason.data.worlds.rows import OPTION_STYLES, SPLITS, SceneItem, World, WorldSettings, build_row
+from mmreason.types import MediaKind
+
+__all__ = ["WORLDS", "make_world", "read_settings", "world_settings"]
+
+WORLDS: dict[str, World] = {w.name: w for w in (image.WORLD,)}
+FILES_PER_SHARD = 4096
+SHARD_NAMES: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audios"}
+ROWS, SETTINGS = "rows.jsonl", "world.json"
+
+
+def _expand(world: World, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Kinds and groups of kinds -> kinds in the world's own order; none asked for means all."""
+    unknown = [k for k in kinds if k not in world.kinds and k not in world.groups]
+    if unknown:
+        allowed = f"kinds {', '.join(world.kinds)} and groups {', '.join(world.groups)}"
+        raise ValueError(f"world {world.name}: unknown kinds {unknown}; allowed are the {allowed}")
+    wanted = {k for name in kinds for k in world.groups.get(name, (name,))}
+    return tuple(k for k in world.kinds if not wanted or k in wanted)
+
+
+def world_settings(
+    name: str,
+    *,
+    count: int,
+    seed: int,
+    split: str,
+    options: str = "named",
+    kinds: Sequence[str] = (),
+    difficulty: tuple[float, float] = (0.0, 1.0),
+    rationale: bool = True,
+) -> WorldSettings:
+    """The checked settings of a world; equal settings mean equal files.
+
+    Raises ValueError naming the setting, what was got and what is allowed.
+    """
+    if name not in WORLDS:
+        raise ValueError(f"unknown world {name!r}; allowed are {', '.join(WORLDS)}")
+    low, high = difficulty
+    for what, got, fine, allowed in (
+        ("split", split, split in SPLITS, f"one of {', '.join(SPLITS)}"),
+        ("options", options, options in OPTION_STYLES, f"one of {', '.join(OPTION_STYLES)}"),
+        ("count", count, count >= 1, "at least 1"),
+        ("difficulty", tuple(difficulty), 0 <= low <= high <= 1, "two numbers, 0 <= low <= high <= 1"),
+    ):
+        if not fine:
+            raise ValueError(f"world {name}: {what} is {got!r}; allowed is {allowed}")
+    world = WORLDS[name]
+    spread = (float(low), float(high))
+    return WorldSettings(
+        name, world.version, count, seed, split, options, _expand(world, kinds), spread, rationale
+    )
+
+
+def read_settings(folder: Path) -> WorldSettings | None:
+    """The settings that made a complete world folder, or None; equal to `world_settings(...)`: reuse the folder."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored.keys() != WorldSettings.__dataclass_fields__.keys():
+        return None
+    return WorldSettings(
+        **stored | {"kinds": tuple(stored["kinds"]), "difficulty": tuple(stored["difficulty"])}
+    )
+
+
+class _Shards:
+    """Media of one world, appended to stored zip files of at most FILES_PER_SHARD members per kind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._counts: dict[MediaKind, int] = {}
+        self._open: dict[MediaKind, zipfile.ZipFile] = {}
+
+    def add(self, kind: MediaKind, extension: str, content: bytes) -> dict[str, str]:
+        """Store one file; returns the typed part that names it."""
+        number = self._counts.get(kind, 0)
+        shard = f"{SHARD_NAMES[kind]}-{number // FILES_PER_SHARD:03d}.zip"
+        if number % FILES_PER_SHARD == 0:
+            if kind in self._open:
+                self._open[kind].close()
+            self._open[kind] = zipfile.ZipFile(self._folder / shard, "w", zipfile.ZIP_STORED)
+        member = f"{number:06d}.{extension}"
+        self._open[kind].writestr(zipfile.ZipInfo(member), content)  # a fixed date: the same bytes every time
+        self._counts[kind] = number + 1
+        return {"type": kind, kind: f"{shard}#{member}"}
+
+    def close(self) -> None:
+        for archive in self._open.values():
+            archive.close()
+
+
+def _rows_of(item: SceneItem, shards: _Shards, settings: WorldSettings) -> list[dict[str, Any]]:
+    refs = [shards.add(kind, extension, content) for kind, extension, content in item.media]
+    return [build_row(q, i, item.scene, refs, settings) for i, q in enumerate(item.questions)]
+
+
+def _write(folder: Path, settings: WorldSettings) -> None:
+    shards = _Shards(folder)
+    rows = (
+        row for item in WORLDS[settings.world].scenes(settings) for row in _rows_of(item, shards, settings)
+    )
+    with (folder / ROWS).open("w", encoding="utf-8") as file:
+        for row in islice(rows, settings.count):
+            file.write(json.dumps(row) + "\n")
+    shards.close()
+    (folder / SETTINGS).write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
+
+
+def make_world(
+    name: str,
+    out: Path,
+    *,
+    count: int,
+    seed: int,
+    split: str,
+    options: str = "named",
+    kinds: Sequence[str] = (),
+    difficulty: tuple[float, float] = (0.0, 1.0),
+    rationale: bool = True,
+) -> Path:
+    """Make `count` rows (about four to a scene) under `out`, and return the path of `rows.jsonl`.
+
+    The folder is written beside and renamed into place, so it is complete or absent; an older world there is
+    replaced, a folder that holds anything else is refused. `kinds` takes kinds and groups ("primitive",
+    "compositional"); a longer world of the same settings begins with the rows of the shorter one.
+    """
+    settings = world_settings(
+        name,
+        count=count,
+        seed=seed,
+        split=split,
+        options=options,
+        kinds=kinds,
+        difficulty=difficulty,
+        rationale=rationale,
+    )
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and ((out / SETTINGS).is_file() or not any(out.iterdir()))):
+        raise ValueError(f"world {name}: {out} exists and is not a world; choose an empty or new folder")
+    beside = out.with_name(f"{out.name}.part-{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    _write(beside, settings)
+    if out.exists():
+        shutil.rmtree(out)
+    beside.rename(out)
+    return out / ROWS

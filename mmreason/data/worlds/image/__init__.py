@@ -1,0 +1,102 @@
+"""The image world: coloured shapes on a 4x4 grid, as PNG files, with exact ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmreason.data.worlds.balance import Balance, Candidate, pilot_keys
+from mmreason.data.worlds.image import compositional, primitives
+from mmreason.data.worlds.image.draw import draw_png, evidence_of, lay_out
+from mmreason.data.worlds.image.scenes import MOST_THINGS, Scene, draw_split_scene
+from mmreason.data.worlds.image.words import Kind
+from mmreason.data.worlds.rows import Question, SceneItem, World, WorldSettings, generator
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*primitives.KINDS, *compositional.KINDS)}
+GROUPS = {
+    "primitive": tuple(kind.name for kind in primitives.KINDS),
+    "compositional": tuple(kind.name for kind in compositional.KINDS),
+}
+QUESTIONS_PER_SCENE = 4
+THINGS_SHARE = 0.65  # of the difficulty; the kind of question gives the rest
+PILOT_SCENES = 400
+DRY_SCENES = 5000  # scenes in a row without a question before the settings are called impossible
+
+
+def difficulty_of(n: int, kind: Kind) -> float:
+    """0 easy .. 1 hard: mostly how many things there are, partly the kind of question."""
+    return THINGS_SHARE * (n - 1) / (MOST_THINGS - 1) + (1 - THINGS_SHARE) * kind.weight
+
+
+def open_kinds(settings: WorldSettings) -> dict[int, tuple[str, ...]]:
+    """Number of things -> kinds whose difficulty then lies in the range; sizes without a kind are left out."""
+    low, high = settings.difficulty
+    fits = {
+        n: tuple(k for k in settings.kinds if low <= difficulty_of(n, KINDS[k]) <= high)
+        for n in range(1, MOST_THINGS + 1)
+    }
+    return {n: kinds for n, kinds in fits.items() if kinds}
+
+
+def _nth_scene(
+    sizes: list[int], settings: WorldSettings, stream: str, index: int
+) -> tuple[Scene, np.random.Generator]:
+    rng = generator("image", settings.seed, settings.split, stream, index)
+    n = sizes[int(rng.integers(len(sizes)))]
+    return draw_split_scene(n, settings.split, rng), rng
+
+
+def _offers(scene: Scene, kinds: tuple[str, ...], rng: np.random.Generator) -> list[Candidate]:
+    return [c for kind in kinds for c in KINDS[kind].offers(scene, rng)]
+
+
+def _ask(
+    scene: Scene, chosen: list[Candidate], index: int, settings: WorldSettings, rng: np.random.Generator
+) -> SceneItem:
+    """Write the chosen questions and draw the picture."""
+    layout = lay_out(scene, rng)
+    questions = []
+    for candidate in chosen:
+        kind = KINDS[candidate.kind]
+        d = kind.ask(scene, candidate, rng)
+        difficulty = difficulty_of(len(scene.things), kind)
+        evidence = evidence_of(d.things, layout)
+        questions.append(
+            Question(kind.name, d.text, d.problem_type, d.answers, d.thought, difficulty, d.options, evidence)
+        )
+    png = draw_png(scene, layout, rng)
+    return SceneItem(
+        f"{settings.split}-{settings.seed}-{index:06d}", (("image", "png", png),), tuple(questions)
+    )
+
+
+def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
+    """Endless scenes with up to four questions each.
+
+    Raises ValueError when no scene of the difficulty asked for can carry the kinds asked for.
+    """
+    open_at = open_kinds(settings)
+    impossible = (
+        f"kinds {list(settings.kinds)} at difficulty {settings.difficulty} give no question; widen the range"
+    )
+    if not open_at:
+        raise ValueError(f"world image: {impossible}")
+    sizes = sorted(open_at)
+    pilot = (_nth_scene(sizes, settings, "pilot", i) for i in range(PILOT_SCENES))
+    balance = Balance(pilot_keys(_offers(scene, open_at[len(scene.things)], rng) for scene, rng in pilot))
+    index = dry = 0
+    while dry < DRY_SCENES:
+        scene, rng = _nth_scene(sizes, settings, "scene", index)
+        kinds = open_at[len(scene.things)]
+        chosen = balance.choose(
+            kinds, lambda k, s=scene, r=rng: KINDS[k].offers(s, r), QUESTIONS_PER_SCENE, rng
+        )
+        if chosen:
+            yield _ask(scene, chosen, index, settings, rng)
+        dry = 0 if chosen else dry + 1
+        index += 1
+    raise ValueError(f"world image: {impossible}")
+
+
+WORLD = World("image", 1, tuple(KINDS), GROUPS, scenes)
