@@ -1,0 +1,35 @@
+"""Evaluation: judge answers on held-out rows, measure against chance, compare stages, keep and show it."""
+
+from mmreason.evaluate.bootstrap import paired_bootstrap
+from mmreason.evaluate.measures import chance_rate, evaluate_rows, measures, summarise, thirds
+from mmreason.evaluate.rows import EvalRow, judge, question_text, read_rows, thinks, write_rows
+from mmreason.evaluate.run import Generate, evaluate, limit_evenly
+from mmreason.evaluate.score import score
+from mmreason.evaluate.store import compare, read_eval, save_stage, stage_rows, write_json
+from mmreason.evaluate.table import parent_of, table
+
+__all__ = [
+    "EvalRow",
+    "Generate",
+    "chance_rate",
+    "compare",
+    "evaluate",
+    "evaluate_rows",
+    "judge",
+    "limit_evenly",
+    "measures",
+    "paired_bootstrap",
+    "parent_of",
+    "question_text",
+    "read_eval",
+    "read_rows",
+    "save_stage",
+    "score",
+    "stage_rows",
+    "summarise",
+    "table",
+    "thinks",
+    "thirds",
+    "write_json",
+    "write_rows",
+]

@@ -1,0 +1,36 @@
+"""Paired bootstrap over questions: how sure a difference between two models on the same rows is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_CHUNK = 4_000_000  # resampled entries held at once
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], seed: int = 0, n: int = 10_000
+) -> dict[str, float]:
+    """Mean of `b - a` with its 95% percentile interval; entry i of both speaks of the same question.
+
+    Returns {mean, low, high}. Efron & Tibshirani 1993, chapter 13; questions are drawn with replacement, both
+    models together, so what makes a question hard for both cancels.
+
+    Example: `paired_bootstrap([0, 0, 1], [1, 1, 1])["mean"]` is 2/3.
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"a paired bootstrap needs the same rows twice; got {len(a)} and {len(b)} of them")
+    difference = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    size = len(difference)
+    means = np.empty(n)
+    per_chunk = max(1, _CHUNK // size)
+    for start in range(0, n, per_chunk):
+        stop = min(start + per_chunk, n)
+        means[start:stop] = difference[generator.integers(0, size, (stop - start, size))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}

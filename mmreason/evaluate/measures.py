@@ -1,0 +1,120 @@
+"""What is measured on held-out rows, and what guessing would score. The same words mean the same everywhere.
+
+accuracy: exact (for several answers, set equality), over the rows that have a solution. soft: the subset
+score. chance: see `chance_rate`. think_rate: the think body is not empty. mean_length: tokens. format: the
+strict grammar. hedge_rate: of the questions with several right answers, those answered with a strict,
+non-empty part of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmreason.evaluate.rows import EvalRow, judge, mean
+from mmreason.rewards import answer_set, normalise
+from mmreason.rewards.verify import CHOICE_TYPES
+from mmreason.types import Sample
+
+
+def evaluate_rows(
+    samples: Sequence[Sample], completions: Sequence[str], lengths: Sequence[int]
+) -> dict[str, Any]:
+    """Judge one completion a sample and summarise; see `summarise` for the keys."""
+    return summarise([judge(*row) for row in zip(samples, completions, lengths, strict=True)])
+
+
+def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
+    """The block that `eval.json` holds for a stage.
+
+    Keys: overall, by_modality, by_problem_type, by_kind, by_source (name -> measures), by_difficulty (a
+    list of measures with lo and hi).
+    """
+
+    def split(key: Callable[[EvalRow], str]) -> dict[str, Any]:
+        parts: dict[str, list[EvalRow]] = defaultdict(list)
+        for row in rows:
+            parts[key(row)].append(row)
+        return {name: measures(parts[name]) for name in sorted(parts)}
+
+    return {
+        "overall": measures(rows),
+        "by_modality": split(lambda r: r.modality),
+        "by_problem_type": split(lambda r: r.problem_type),
+        "by_kind": split(lambda r: r.kind),
+        "by_source": split(lambda r: r.source),
+        "by_difficulty": [{"lo": lo, "hi": hi, **measures(part)} for lo, hi, part in thirds(rows)],
+    }
+
+
+def measures(rows: Sequence[EvalRow]) -> dict[str, Any]:
+    """{n, accuracy, soft, chance, think_rate, mean_length, format, hedge_rate}; None where unknown."""
+    return {
+        "n": len(rows),
+        "accuracy": mean(r.correct for r in rows),
+        "soft": mean(r.soft for r in rows),
+        "chance": chance_rate(rows),
+        "think_rate": mean(r.think for r in rows),
+        "mean_length": mean(r.length for r in rows),
+        "format": mean(r.format for r in rows),
+        "hedge_rate": mean(r.hedge for r in rows),
+    }
+
+
+def thirds(rows: Sequence[EvalRow]) -> list[tuple[float, float, list[EvalRow]]]:
+    """(lo, hi, rows) for the easiest, the middle and the hardest third of the rows that have a difficulty.
+
+    The cuts are quantiles, moved so that rows of equal difficulty stay together; an empty third is left out.
+    """
+    ordered = sorted((r for r in rows if r.difficulty is not None), key=lambda r: r.difficulty or 0.0)
+    values = [r.difficulty or 0.0 for r in ordered]
+    if not values:
+        return []
+    cuts = [values[len(values) // 3], values[2 * len(values) // 3]]
+    parts: list[list[EvalRow]] = [[], [], []]
+    for row, value in zip(ordered, values, strict=True):
+        parts[sum(value >= cut for cut in cuts)].append(row)
+    return [(p[0].difficulty or 0.0, p[-1].difficulty or 0.0, p) for p in parts if p]
+
+
+def chance_rate(rows: Sequence[EvalRow]) -> float | None:
+    """Expected accuracy of the better of two blind strategies, chosen for each form of question, over these
+    rows.
+
+    A form is (modality, problem_type, kind): what the question's own words reveal. For each, the larger of a
+    uniform guess (1/options; for several answers 1/(2^options - 1), a non-empty subset) and the best constant
+    answer; the forms are averaged by their rows.
+
+    Example: ten "how many" rows of which four have the answer 2, and ten yes/no rows, six of them "yes":
+    (10 * 0.4 + 10 * 0.6) / 20 = 0.5.
+    """
+    forms: dict[tuple[str, str, str], list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        if row.solution is not None:
+            forms[row.modality, row.problem_type, row.kind].append(row)
+    total = sum(len(form) for form in forms.values())
+    if not total:
+        return None
+    return sum(len(f) * max(_uniform(f), _constant(f)) for f in forms.values()) / total
+
+
+def _uniform(form: Sequence[EvalRow]) -> float:
+    guesses = []
+    for row in form:
+        count = len(row.options)
+        several = row.problem_type == "multi_choice"
+        guesses.append(0.0 if not count else 1 / (2**count - 1) if several else 1 / count)
+    return sum(guesses) / len(form)
+
+
+def _constant(form: Sequence[EvalRow]) -> float:
+    answers = Counter(_canonical(row) for row in form)
+    return answers.most_common(1)[0][1] / len(form)
+
+
+def _canonical(row: EvalRow) -> tuple[str, ...]:
+    truth = row.solution or ""
+    if row.problem_type in CHOICE_TYPES:
+        return tuple(sorted(answer_set(truth, row.options, truth)))
+    return (normalise(truth),)

@@ -1,0 +1,95 @@
+"""`eval.json` and the answers behind it: one block a stage, with its difference to every earlier stage."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmreason.evaluate.bootstrap import paired_bootstrap
+from mmreason.evaluate.measures import summarise
+from mmreason.evaluate.rows import EvalRow, read_rows, write_rows
+
+FILE = "eval.json"
+
+
+def read_eval(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """`before`, then stage names in the order they ran, each with its block; empty before the first."""
+    path = run_dir / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def stage_rows(run_dir: Path, block: dict[str, Any]) -> list[EvalRow]:
+    """The judged answers behind a stage's block."""
+    path = run_dir / block["rows"] if block.get("rows") else None
+    return read_rows(path) if path and path.exists() else []
+
+
+def save_stage(
+    run_dir: Path,
+    stage: str,
+    rows: Sequence[EvalRow],
+    *,
+    parent: str | None = None,
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """Summarise a stage, compare it with every earlier one, and add it to `eval.json` (atomically).
+
+    Saving a stage again (a resumed run) replaces its block in place. `parent` is the stage it started from.
+    Returns the stage's block: `summarise`'s keys, `rows`, `parent`, `deltas` (earlier stage -> `compare`).
+    """
+    stored = read_eval(run_dir)
+    name = f"eval/{stage}.jsonl"
+    write_rows(run_dir / name, rows)
+    block: dict[str, Any] = {
+        **summarise(rows),
+        "rows": name,
+        "parent": parent,
+        "seconds": seconds,
+        "deltas": {},
+    }
+    for earlier, other in stored.items():
+        if earlier == stage:
+            break
+        before = stage_rows(run_dir, other)
+        if before:
+            block["deltas"][earlier] = compare(before, rows)
+    stored[stage] = block
+    write_json(run_dir / FILE, stored)
+    return block
+
+
+def compare(before: Sequence[EvalRow], after: Sequence[EvalRow], seed: int = 0) -> dict[str, Any]:
+    """Accuracy of `after` minus `before` on the questions that both answered, with the paired bootstrap
+    interval.
+
+    Returns {overall: {mean, low, high, n}, by_problem_type: {name: the same}, by_modality: {name: the same}}.
+    """
+    known = {(r.source, r.id): r.correct for r in before if r.correct is not None}
+    pairs = [
+        (known[r.source, r.id], r.correct, r)
+        for r in after
+        if (r.source, r.id) in known and r.correct is not None
+    ]
+
+    def difference(chosen: Sequence[tuple[float, float, EvalRow]]) -> dict[str, float]:
+        a, b = [p[0] for p in chosen], [p[1] for p in chosen]
+        return {**paired_bootstrap(a, b, seed=seed), "n": len(chosen)}
+
+    if not pairs:
+        return {}
+    out: dict[str, Any] = {"overall": difference(pairs)}
+    for key in ("problem_type", "modality"):
+        names = sorted({getattr(p[2], key) for p in pairs})
+        out[f"by_{key}"] = {n: difference([p for p in pairs if getattr(p[2], key) == n]) for n in names}
+    return out
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside and rename into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)

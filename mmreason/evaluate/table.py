@@ -1,0 +1,79 @@
+"""The table on the screen: what each stage scores against chance, and how sure its gain is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questions") -> Table:
+    """A rich table of `eval.json`'s content: a column a stage, a row a slice; accuracies in percent.
+
+    Below the overall accuracy stands each stage's difference to the stage it started from, in points, with
+    its 95% paired bootstrap interval.
+    """
+    stages = list(stored)
+    out = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
+    out.add_column("accuracy, %", no_wrap=True)
+    out.add_column("n", justify="right", style="dim")
+    out.add_column("chance", justify="right", style="dim")
+    for stage in stages:
+        out.add_column(stage, justify="right")
+    if not stages:
+        return out
+    last = stored[stages[-1]]
+    _row(out, "overall", last["overall"], [stored[s]["overall"] for s in stages], style="bold")
+    out.add_row("  gain [95% interval]", "", "", *[_gain(stored, s) for s in stages])
+    out.add_section()
+    for key in ("by_modality", "by_problem_type"):
+        if key == "by_problem_type" or len(last[key]) > 1:
+            for name, block in last[key].items():
+                _row(out, name, block, [stored[s][key].get(name) for s in stages])
+            out.add_section()
+    for i, block in enumerate(last["by_difficulty"]):
+        name = f"difficulty {block['lo']:.2f}-{block['hi']:.2f}"
+        parts = [stored[s]["by_difficulty"] for s in stages]
+        _row(out, name, block, [p[i] if i < len(p) else None for p in parts])
+    out.add_section()
+    overall = [stored[s]["overall"] for s in stages]
+    for name, key, scale, digits in (
+        ("soft score, %", "soft", 100, 1),
+        ("format, %", "format", 100, 1),
+        ("hedging, %", "hedge_rate", 100, 1),
+        ("thinks, %", "think_rate", 100, 1),
+        ("mean length, tokens", "mean_length", 1, 1),
+    ):
+        out.add_row(name, "", "", *[_number(block.get(key), scale, digits) for block in overall])
+    return out
+
+
+def parent_of(stored: Mapping[str, Mapping[str, Any]], stage: str) -> str | None:
+    """The earlier stage a difference is shown against: the one it started from, else the one before it."""
+    names = list(stored)
+    parent = stored[stage].get("parent")
+    if parent in names:
+        return parent
+    at = names.index(stage)
+    return names[at - 1] if at else None
+
+
+def _row(out: Table, name: str, block: Mapping[str, Any], cells: list[Any], style: str = "") -> None:
+    values = [_number(cell["accuracy"], 100, 1) if cell else "-" for cell in cells]
+    out.add_row(name, str(block["n"]), _number(block.get("chance"), 100, 1), *values, style=style)
+
+
+def _gain(stored: Mapping[str, Mapping[str, Any]], stage: str) -> Text:
+    parent = parent_of(stored, stage)
+    delta = stored[stage].get("deltas", {}).get(parent, {}).get("overall") if parent else None
+    if not delta:
+        return Text("")
+    style = "green" if delta["low"] > 0 else "red" if delta["high"] < 0 else "yellow"
+    mean, low, high = (100 * delta[k] for k in ("mean", "low", "high"))
+    return Text(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]\nto {parent}", style=style)
+
+
+def _number(value: float | None, scale: float, digits: int) -> str:
+    return "-" if value is None else f"{scale * value:.{digits}f}"
