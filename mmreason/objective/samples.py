@@ -1,0 +1,80 @@
+"""From rendered rows and scored groups to the per-token streams that the step multiplies and sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mmreason.objective.aggregation import aggregation
+from mmreason.types import ROLE_CODES, Group, Rendered, TrainingSample, Trajectory
+
+
+def sft_sample(rendered: Rendered) -> TrainingSample:
+    """Cross-entropy on the tokens that the assistant writes, each weighing 1.
+
+    Example: sampled [0, 0, 1, 1] gives ce = aggregation = [0, 0, 1, 1] and count 2.
+    """
+    _check_first(rendered)
+    weights, count = aggregation(rendered.sampled, "dapo", 0)
+    zeros = torch.zeros_like(weights)
+    return TrainingSample(
+        rendered=rendered, aggregation=weights, count=count, ce=weights.clone(), rl=zeros, kl=zeros.clone()
+    )
+
+
+def grpo_samples(
+    group: Group,
+    advantages: Sequence[float],
+    *,
+    loss_type: str,
+    beta: float,
+    max_completion_length: int,
+    mask_truncated: bool,
+    group_id: int,
+) -> list[TrainingSample]:
+    """One training row per trajectory: prompt, completion, its advantage on every sampled token, beta for the KL.
+
+    With `mask_truncated` (DAPO's overlong filtering) a completion that ran into the length limit teaches nothing,
+    although its reward counted in the group's mean. Injected tokens (sampled 0) carry no weight.
+    """
+    samples = []
+    for trajectory, advantage in zip(group.trajectories, advantages, strict=True):
+        row = joined(group.prompt, trajectory)
+        _check_first(row)
+        dropped = mask_truncated and trajectory.finish == "length"
+        learned = torch.zeros_like(row.sampled) if dropped else row.sampled
+        weights, count = aggregation(learned, loss_type, max_completion_length)
+        mask = learned.to(torch.float32)
+        samples.append(
+            TrainingSample(
+                rendered=row,
+                aggregation=weights,
+                count=count,
+                ce=torch.zeros_like(mask),
+                rl=mask * advantage,
+                kl=mask * beta,
+                group=group_id,
+            )
+        )
+    return samples
+
+
+def joined(prompt: Rendered, trajectory: Trajectory) -> Rendered:
+    """The prompt with the completion behind it, T = P + C; the completion's own mask is kept as it was born."""
+    size = len(trajectory)
+    return Rendered(
+        sample_id=prompt.sample_id,
+        ids=torch.cat([prompt.ids, trajectory.ids]),
+        roles=torch.cat(
+            [prompt.roles, torch.full((size,), ROLE_CODES["assistant"], dtype=prompt.roles.dtype)]
+        ),
+        sampled=torch.cat([torch.zeros_like(prompt.sampled), trajectory.sampled]),
+        token_types=torch.cat([prompt.token_types, torch.zeros(size, dtype=prompt.token_types.dtype)]),
+        media=prompt.media,
+    )
+
+
+def _check_first(row: Rendered) -> None:
+    """Nothing predicts the first token, so it cannot be learned."""
+    assert not bool(row.sampled[:1].any()), f"row {row.sample_id}: its first token is marked as sampled"
