@@ -1,0 +1,223 @@
+"""Build a multimodal model from parts: encoders, projectors and a causal LLM, pretrained or fresh from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from transformers import (
+    ASTFeatureExtractor,
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipImageProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from mmreason.model.tokenizer import MEDIA_TOKENS, add_media_tokens, train_tokenizer
+from mmreason.schema import AssembleConfig
+
+ARCHITECTURE = "mmreason_assembled"
+INIT_KEYS = ("initializer_range", "init_std")  # the names that transformers configs give the same thing
+# only the encoder of an encoder-decoder is used; building it must not cost a large decoder
+NO_DECODER = {
+    **{"decoder_layers": 1, "decoder_attention_heads": 1, "decoder_ffn_dim": 8, "max_target_positions": 8, "vocab_size": 8},
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
+}
+
+
+def assemble(
+    cfg: AssembleConfig, *, texts: Callable[[], Iterable[str]], dtype: torch.dtype, attention: str, remote: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """An assembled model and its processor; weights that are not pretrained are drawn from torch's global RNG.
+
+    Raises:
+        ValueError: a part is unknown, does not fit another, or the plugin with the architecture is not loaded.
+    """
+    if ARCHITECTURE not in CONFIG_MAPPING:
+        raise ValueError(f"no architecture {ARCHITECTURE!r} is registered; plugins must list mmreason_encoders")
+    if cfg.vision is None and not cfg.audio:
+        raise ValueError("model.assemble has neither vision nor audio; give at least one encoder")
+    options = {"dtype": dtype, "attn_implementation": attention}
+    tokenizer = _tokenizer(cfg, texts, remote)
+    llm = _language_model(cfg, tokenizer, options, remote)
+    vision = _vision_tower(cfg, options, remote)
+    audio = [_audio_tower(entry, cfg, options, remote) for entry in cfg.audio]
+    image_processor, image_tokens, size = _image_side(cfg, vision, remote)
+    specs = [_audio_side(entry, tower, remote) for entry, tower in zip(cfg.audio, audio, strict=True)]
+    config = AutoConfig.for_model(
+        ARCHITECTURE,
+        vision_config=None if vision is None else vision.config,
+        audio_configs=[tower.config.to_dict() for tower in audio],
+        text_config=llm.config,
+        **{f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()},
+        image_size=size,
+        image_tokens=image_tokens,
+        audio_tokens=[spec["tokens"] for spec in specs],
+        projector_hidden=cfg.projector_hidden,
+        initializer_range=cfg.initializer_range,
+        dtype=dtype,
+        attn_implementation=attention,
+    )
+    model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+    model = model_class(config, vision_tower=vision, audio_towers=audio, language_model=llm).to(dtype)
+    processor = PROCESSOR_MAPPING[type(config)](
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        image_tokens=image_tokens,
+        audio_encoders=specs,
+        chat_template=tokenizer.chat_template,
+    )
+    return model, processor
+
+
+def _tokenizer(cfg: AssembleConfig, texts: Callable[[], Iterable[str]], remote: bool) -> PreTrainedTokenizerBase:
+    path = cfg.tokenizer.path or cfg.llm.get("pretrained")
+    if path is None:
+        return train_tokenizer(texts(), cfg.tokenizer.vocab_size)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
+    add_media_tokens(tokenizer)
+    return tokenizer
+
+
+def _fresh_config(entry: dict[str, Any], part: str, initializer_range: float, **defaults: Any) -> PreTrainedConfig:
+    """The transformers config of a part; `defaults` fill keys that its class knows and the recipe left out."""
+    given = dict(entry)
+    model_type = given.pop("model_type", None)
+    if model_type is None or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model.assemble.{part} has model_type {model_type!r}, which transformers does not know; give "
+            "{pretrained: NAME_OR_PATH} or a transformers config with its model_type"
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    known = config_class()
+    for key, value in {**dict.fromkeys(INIT_KEYS, initializer_range), **defaults}.items():
+        if hasattr(known, key) and key not in given:
+            given[key] = value
+    return config_class(**given)
+
+
+def _load(loader: Any, entry: dict[str, Any], part: str, options: dict[str, Any], remote: bool, **more: Any) -> Any:
+    """`loader.from_pretrained` of a part, refused when the checkpoint lacks some of the part's weights."""
+    extra = sorted(set(entry) - {"pretrained"})
+    if extra:
+        raise ValueError(f"model.assemble.{part} has {extra} beside pretrained; a pretrained part brings its own config")
+    model, info = loader.from_pretrained(
+        entry["pretrained"], output_loading_info=True, trust_remote_code=remote, **options, **more
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"model.assemble.{part}: {entry['pretrained']} lacks the weights {sorted(info['missing_keys'])[:5]} of "
+            f"{type(model).__name__}; give a checkpoint that holds this part"
+        )
+    return model
+
+
+def _language_model(
+    cfg: AssembleConfig, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], remote: bool
+) -> PreTrainedModel:
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if "pretrained" in cfg.llm:
+        llm = _load(AutoModelForCausalLM, cfg.llm, "llm", options, remote)
+        if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
+            llm.resize_token_embeddings(len(tokenizer))
+        return llm
+    config = _fresh_config(
+        cfg.llm, "llm", cfg.initializer_range, vocab_size=len(tokenizer), bos_token_id=None, **special
+    )
+    if config.vocab_size < len(tokenizer):
+        raise ValueError(f"model.assemble.llm has vocab_size {config.vocab_size}; the tokenizer needs {len(tokenizer)}")
+    return AutoModelForCausalLM.from_config(config, **options)
+
+
+def _vision_tower(cfg: AssembleConfig, options: dict[str, Any], remote: bool) -> PreTrainedModel | None:
+    if cfg.vision is None:
+        return None
+    if "pretrained" in cfg.vision:
+        whole = AutoConfig.from_pretrained(cfg.vision["pretrained"], trust_remote_code=remote)
+        config = getattr(whole, "vision_config", whole)  # CLIP and SigLIP checkpoints hold a text tower too
+        if hasattr(config, "vision_use_head"):
+            config.vision_use_head = False  # the pooling head makes nothing that we use
+        return _load(AutoModel, cfg.vision, "vision", options, remote, config=config)
+    config = _fresh_config(
+        cfg.vision, "vision", cfg.initializer_range, image_size=cfg.image_size, vision_use_head=False
+    )
+    return AutoModel.from_config(config, **options)
+
+
+def _audio_tower(
+    entry: dict[str, Any], cfg: AssembleConfig, options: dict[str, Any], remote: bool
+) -> PreTrainedModel:
+    if "pretrained" in entry:
+        model = _load(AutoModel, entry, "audio", options, remote)
+    else:
+        config = _fresh_config(entry, "audio", cfg.initializer_range, **NO_DECODER)
+        model = AutoModel.from_config(config, **options)
+    if not model.config.is_encoder_decoder:
+        return model
+    encoder = model.get_encoder()
+    encoder.config.update(NO_DECODER)
+    return encoder
+
+
+def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool) -> tuple[Any, int, int]:
+    """Image processor, tokens per picture, and pixels a side."""
+    if tower is None:
+        return _square_processor(cfg.image_size), 0, cfg.image_size
+    size, patch = getattr(tower.config, "image_size", None), getattr(tower.config, "patch_size", None)
+    if not isinstance(size, int) or not isinstance(patch, int):
+        raise ValueError(
+            f"model.assemble.vision {tower.config.model_type!r} has image_size {size} and patch_size {patch}; "
+            "a tower of square pictures and square patches is needed, such as SigLIP, CLIP, ViT or DINOv2"
+        )
+    pretrained = (cfg.vision or {}).get("pretrained")
+    processor = _square_processor(size)
+    if pretrained is not None:
+        own = AutoImageProcessor.from_pretrained(pretrained, trust_remote_code=remote)
+        # the whole picture at the tower's size, never its centre crop: answers may lie at the edge
+        processor.image_mean, processor.image_std, processor.resample = own.image_mean, own.image_std, own.resample
+    return processor, (size // patch) ** 2, size
+
+
+def _square_processor(size: int) -> Any:
+    return SiglipImageProcessor(size={"height": size, "width": size})
+
+
+def _audio_side(entry: dict[str, Any], tower: PreTrainedModel, remote: bool) -> dict[str, Any]:
+    """The processor's entry for one audio encoder: extractor settings, tokens per clip, seconds per clip."""
+    config = tower.config
+    if config.model_type == "whisper":
+        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=1)
+        frames = 2 * config.max_source_positions
+        per_second = extractor.sampling_rate // extractor.hop_length
+        if frames % per_second:
+            raise ValueError(
+                f"model.assemble.audio: max_source_positions {config.max_source_positions} is not a whole number of "
+                f"seconds; give a multiple of {per_second // 2}"
+            )
+        seconds = float(frames // per_second)
+        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=int(seconds))
+    elif config.model_type == "audio-spectrogram-transformer":
+        extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+        seconds = config.max_length * 0.01 + 0.015  # frames of 25 ms, one every 10 ms
+    else:
+        raise ValueError(
+            f"model.assemble.audio has model_type {config.model_type!r}; allowed are whisper and "
+            "audio-spectrogram-transformer"
+        )
+    if "pretrained" in entry:
+        extractor = AutoFeatureExtractor.from_pretrained(entry["pretrained"], trust_remote_code=remote)
+    silence = extractor([[0.0] * extractor.sampling_rate], sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    with torch.no_grad():
+        hidden = tower(silence[extractor.model_input_names[0]].to(tower.dtype)).last_hidden_state
+    return {"extractor": extractor.to_dict(), "tokens": hidden.shape[1], "seconds": seconds}

@@ -1,0 +1,130 @@
+"""What the other rooms must know of a model: its parts, its placeholder tokens, the tensors its forward takes."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mmreason.types import MicroBatch
+
+PARTS = ("vision", "audio", "projector", "llm")
+BOUNDARIES = ("<|vision_start|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>", "<|vision_pad|>")
+# module names of native transformers models, by part; everything else is the LLM
+NATIVE_PARTS = {
+    "vision": ("model.vision_tower", "model.vision_model", "model.visual", "vision_tower", "vision_model"),
+    "audio": ("model.audio_tower", "audio_tower", "model.audio_encoder"),
+    "projector": (
+        "model.multi_modal_projector",
+        "multi_modal_projector",
+        "model.connector",
+        "model.embed_vision",
+        "model.embed_audio",
+        "model.aligner",
+    ),
+    "llm": ("model.language_model", "language_model", "model.text_model", "lm_head"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to feed and to take apart one kind of model.
+
+    Example: Qwen2.5-VL is `Family("qwen_vl", media=("pixel_values", "image_grid_thw", ...), placeholders={"image":
+    151655, "video": 151656}, placeholder_ids=(151652, 151653, 151655, 151656), parts={"vision": ("model.visual",),
+    "projector": ("model.visual.merger",), "llm": ("model.language_model", "lm_head"), "audio": ()}, ...)`.
+    """
+
+    name: str  # "assembled", "qwen_vl" or "native"
+    media: tuple[str, ...]  # media arguments of forward
+    placeholders: dict[str, int]  # kind -> the token that its features replace
+    placeholder_ids: tuple[int, ...]  # every id that must never be sampled: placeholders and media boundaries
+    parts: dict[str, tuple[str, ...]]  # part -> module name prefixes; the longest that fits decides
+    token_types: bool  # forward takes mm_token_type_ids
+
+    def part_of(self, parameter: str) -> str:
+        """The part (one of PARTS) a parameter name of the bare model belongs to; unmatched names are the LLM's."""
+        fits = [
+            (len(prefix), part)
+            for part, prefixes in self.parts.items()
+            for prefix in prefixes
+            if parameter == prefix or parameter.startswith(prefix + ".")
+        ]
+        return max(fits)[1] if fits else "llm"
+
+
+def bare(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def family_of(model: nn.Module, processor: Any) -> Family:
+    """The family of a model, decided by the attributes of its config, never by its name.
+
+    Raises:
+        ValueError: the config names no placeholder token at all.
+    """
+    model = bare(model)
+    config = model.config
+    placeholders = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
+    placeholders = {kind: token for kind, token in placeholders.items() if token is not None}
+    if not placeholders:
+        raise ValueError(
+            f"{type(config).__name__} has no image_token_id, video_token_id or audio_token_id; mmreason trains models "
+            "whose features replace placeholder tokens: assemble one from this LLM with model.assemble"
+        )
+    arguments = set(inspect.signature(model.forward).parameters)
+    if hasattr(config, "audio_configs") and hasattr(model, "media_names"):
+        name, media, parts = "assembled", tuple(model.media_names), _assembled_parts()
+    elif hasattr(config, "vision_start_token_id") and hasattr(config.vision_config, "spatial_merge_size"):
+        name, parts = "qwen_vl", _qwen_parts()
+        media = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+    else:
+        name, parts = "native", {part: NATIVE_PARTS[part] for part in PARTS}
+        media = ("pixel_values", "image_sizes", "pixel_values_videos", "input_features", "feature_attention_mask")
+    media = media if name == "assembled" else tuple(m for m in media if m in arguments)
+    banned = set(placeholders.values()) | _boundary_ids(processor, config)
+    return Family(name, media, placeholders, tuple(sorted(banned)), parts, "mm_token_type_ids" in arguments)
+
+
+def _boundary_ids(processor: Any, config: Any) -> set[int]:
+    vocabulary = processor.tokenizer.get_vocab()
+    named = {getattr(config, f"{kind}_{edge}_token_id", None) for kind in ("vision", "audio") for edge in ("start", "end")}
+    return {vocabulary[t] for t in BOUNDARIES if t in vocabulary} | {i for i in named if i is not None}
+
+
+def _assembled_parts() -> dict[str, tuple[str, ...]]:
+    return {
+        "vision": ("vision_tower",),
+        "audio": ("audio_towers",),
+        "projector": ("vision_projector", "audio_projectors"),
+        "llm": ("language_model",),
+    }
+
+
+def _qwen_parts() -> dict[str, tuple[str, ...]]:
+    return {
+        "vision": ("model.visual",),
+        "audio": (),
+        "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
+        "llm": ("model.language_model", "lm_head"),
+    }
+
+
+def forward_inputs(family: Family, batch: MicroBatch, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Keyword arguments of `model.forward` for one micro-batch, on `device`. Position ids are the model's own affair.
+
+    Raises:
+        ValueError: the batch carries a media tensor that this family's forward does not take.
+    """
+    unknown = sorted(set(batch.media) - set(family.media))
+    if unknown:
+        raise ValueError(f"media tensors {unknown} are unknown to a {family.name} model; it takes {list(family.media)}")
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention_mask, **batch.media}
+    if family.token_types:
+        inputs["mm_token_type_ids"] = batch.token_types
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -1,0 +1,95 @@
+"""A byte-level BPE tokenizer trained in-process, and the ChatML template that goes with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+MEDIA_TOKENS = {"image": "<|image_pad|>", "video": "<|video_pad|>", "audio": "<|audio_pad|>"}
+BOUNDARY_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>")
+SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, *MEDIA_TOKENS.values(), *BOUNDARY_TOKENS)
+ANSWER_TAGS = ("think", "answer", "planning", "caption", "reasoning", "summary")
+# one token each, but ordinary text: they are sampled, decoded and learned like words
+TAG_TOKENS = tuple(f"<{slash}{tag}>" for tag in ANSWER_TAGS for slash in ("", "/"))
+
+CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}
+{{- part['text'] -}}
+{%- elif part['type'] == 'image' -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- elif part['type'] == 'video' -%}
+{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+{%- elif part['type'] == 'audio' -%}
+{{- '<|audio_start|><|audio_pad|><|audio_end|>' -}}
+{%- else -%}
+{{- raise_exception('unknown content part ' + part['type'] + '; allowed are text, image, video, audio') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts` with every digit a token of its own, special tokens, tags and chat template.
+
+    Args:
+        texts: what the model will read and write; answer tags in it are not learned as text.
+        vocab_size: size with special tokens and tags; smaller when the texts have too few pairs to merge.
+
+    Raises:
+        ValueError: `vocab_size` has no room for the 256 bytes, the special tokens and the tags.
+    """
+    least = 256 + len(SPECIAL_TOKENS) + len(TAG_TOKENS)
+    if vocab_size < least:
+        raise ValueError(f"tokenizer.vocab_size is {vocab_size}; bytes, special tokens and tags alone take {least}")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(TAG_TOKENS),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    marks = re.compile("|".join(re.escape(token) for token in (*SPECIAL_TOKENS, *TAG_TOKENS)))
+    core.train_from_iterator((marks.sub("\n", text) for text in texts), trainer)
+    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=TURN_END,
+        extra_special_tokens=[t for t in SPECIAL_TOKENS if t not in (PAD, TURN_END)],
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def add_media_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a pretrained tokenizer the placeholders, a pad token and a chat template, where it lacks them."""
+    vocabulary = tokenizer.get_vocab()
+    new = [t for t in (*MEDIA_TOKENS.values(), *BOUNDARY_TOKENS) if t not in vocabulary]
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHATML
+        new += [t for t in (TURN_START, TURN_END) if t not in vocabulary]
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in new], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
