@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmreason.api import evaluate_model as evaluate
+    from mmreason.api import train
     from mmreason.recipe import dump_recipe, load_recipe
-    from mmreason.train.run import evaluate_model as evaluate
-    from mmreason.train.run import train
 
 __version__ = "0.1.0"
 __all__ = ["dump_recipe", "evaluate", "load_recipe", "train"]
@@ -26,8 +26,8 @@ __all__ = ["dump_recipe", "evaluate", "load_recipe", "train"]
 _FUNCTIONS = {
     "load_recipe": ("mmreason.recipe", "load_recipe"),
     "dump_recipe": ("mmreason.recipe", "dump_recipe"),
-    "train": ("mmreason.train.run", "train"),
-    "evaluate": ("mmreason.train.run", "evaluate_model"),
+    "train": ("mmreason.api", "train"),
+    "evaluate": ("mmreason.api", "evaluate_model"),
 }
 
 

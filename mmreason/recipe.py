@@ -44,7 +44,9 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             line = key_node.start_mark.line + 1
             if key in seen and key != "<<":
-                raise ValueError(f"line {line}: key {key!r} was given before, on line {seen[key]}; keep one of them")
+                raise ValueError(
+                    f"line {line}: key {key!r} was given before, on line {seen[key]}; keep one of them"
+                )
             seen[key] = line
         return super().construct_mapping(node, deep)
 
@@ -83,7 +85,9 @@ def build_recipe(raw: Any, overrides: Sequence[str] = (), *, name: str = "recipe
         recipe = Recipe.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         problems += _explain(error, tree)
-        if all(e["loc"] for e in error.errors()):  # the check across keys did not run: run it on what there is
+        if all(
+            e["loc"] for e in error.errors()
+        ):  # the check across keys did not run: run it on what there is
             problems += unresolved_names(tree)
         raise RecipeError(name, problems) from None
     if problems:
@@ -170,7 +174,10 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> list[str]:
         message = _message(e, path, model)
         if message not in messages:
             messages.append(message)
-    return [f"{path}: {' or: '.join(messages)}" if path else " or: ".join(messages) for path, messages in lines.items()]
+    return [
+        f"{path}: {' or: '.join(messages)}" if path else " or: ".join(messages)
+        for path, messages in lines.items()
+    ]
 
 
 def _message(e: Any, path: str, model: type[BaseModel] | None) -> str:
@@ -187,7 +194,9 @@ def _message(e: Any, path: str, model: type[BaseModel] | None) -> str:
         return f"no stage type {tag!r}{nearest(tag, STAGES)} (allowed: {', '.join(STAGES)})"
     if kind == "value_error":
         return str(e["ctx"]["error"])
-    message = e["msg"].removeprefix("Input ").replace("valid array", "list").replace("valid dictionary", "mapping")
+    message = (
+        e["msg"].removeprefix("Input ").replace("valid array", "list").replace("valid dictionary", "mapping")
+    )
     hint = ""
     if kind == "literal_error" and isinstance(got, str):
         hint = nearest(got, re.findall(r"'([^']+)'", e["ctx"]["expected"]))

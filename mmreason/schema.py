@@ -38,7 +38,9 @@ class AssembleConfig(Closed):
     llm: dict[str, Any]
     tokenizer: TokenizerConfig = TokenizerConfig()
     image_size: PositiveInt = 64
-    projector_hidden: PositiveInt | None = None  # width of the projector's hidden layer; default: the LLM's width
+    projector_hidden: PositiveInt | None = (
+        None  # width of the projector's hidden layer; default: the LLM's width
+    )
     initializer_range: float = 0.05
 
 
@@ -138,7 +140,9 @@ class StageConfig(Closed):
     name: str
     data: list[str]
     replay: dict[str, Fraction] = {}  # source -> share of each batch's rows
-    init_from: str | None = None  # an earlier stage whose end this one starts from; None: the main line's last
+    init_from: str | None = (
+        None  # an earlier stage whose end this one starts from; None: the main line's last
+    )
     branch: bool = False  # a side branch for comparison: later stages and the final model do not follow it
     learning_rate: float = Field(1e-5, gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
@@ -161,7 +165,11 @@ class StageConfig(Closed):
 
     @model_validator(mode="after")
     def _length(self) -> StageConfig:
-        if self.max_steps is None and self.num_train_epochs is None and getattr(self, "time_of", None) is None:
+        if (
+            self.max_steps is None
+            and self.num_train_epochs is None
+            and getattr(self, "time_of", None) is None
+        ):
             self.num_train_epochs = 1.0
         return self
 
@@ -270,7 +278,9 @@ def unresolved_names(tree: Any) -> list[str]:
         for key in ("init_from", "time_of"):
             earlier = stage.get(key)
             if isinstance(earlier, str) and earlier not in before:
-                problems.append(f"stages.{name}.{key}: {earlier!r} is not an earlier stage; these are {before}")
+                problems.append(
+                    f"stages.{name}.{key}: {earlier!r} is not an earlier stage; these are {before}"
+                )
         before.append(name)
     held_out = tree.get("eval")
     if isinstance(held_out, dict):

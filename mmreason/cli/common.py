@@ -16,7 +16,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="values that replace the recipe's")
 ]
 JsonFile = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output, JSON only")
+    str | None,
+    typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output, JSON only"),
 ]
 
 

@@ -13,20 +13,26 @@ from rich.table import Table
 from mmreason.recipe import load_recipe
 
 
-def compare_recipes(recipes: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def compare_recipes(
+    recipes: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Train every recipe with seeds 0 .. seeds-1 under `out`, and collect the accuracy after the last stage.
 
     A run that is complete is not run again, one that was cut off goes on. Returns
     `{"runs": [{recipe, seed, output_dir, accuracy}], "recipes": {name: {mean, low, high, n, difference}}}`, the
     difference being the mean over seeds of this recipe less the first one with the same seed.
     """
-    from mmreason.train.run import train
+    from mmreason.api import train
 
     names = [path.stem for path in recipes]
     if len(set(names)) != len(names):
         raise ValueError(f"compare: two recipes share a file name, which names their runs; got {names}")
     plan = [
-        (path.stem, seed, load_recipe(path, [*overrides, f"seed={seed}", f"output_dir={out / path.stem}-seed{seed}"]))
+        (
+            path.stem,
+            seed,
+            load_recipe(path, [*overrides, f"seed={seed}", f"output_dir={out / path.stem}-seed{seed}"]),
+        )
         for path in recipes
         for seed in range(seeds)
     ]  # every recipe is read before the first run starts
@@ -58,4 +64,10 @@ def _summary(name: str, first: str, runs: Sequence[dict[str, Any]]) -> dict[str,
     mine = [run["accuracy"] for run in runs if run["recipe"] == name]
     base = [run["accuracy"] for run in runs if run["recipe"] == first]
     difference = statistics.mean(a - b for a, b in zip(mine, base, strict=True))
-    return {"mean": statistics.mean(mine), "low": min(mine), "high": max(mine), "n": len(mine), "difference": difference}
+    return {
+        "mean": statistics.mean(mine),
+        "low": min(mine),
+        "high": max(mine),
+        "n": len(mine),
+        "difference": difference,
+    }

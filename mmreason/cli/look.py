@@ -1,9 +1,11 @@
-"""Commands that look at something: eval, score, tool, methods, bench."""
+"""Commands that look at something: eval, score, methods, tool, bench."""
 
 from __future__ import annotations
 
+import json as jsonlib
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,50 +14,119 @@ from mmreason.cli.common import JsonFile, emit, json_only, show
 
 def eval_(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model folder or hub name")],
-    data: Annotated[list[str], typer.Option("--data", metavar="ROWS.jsonl", help="rows; may be given several times")],
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="ROWS", help="rows; may be given several times")
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="rows, evenly over the sources")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="rows generated at once")] = 64,
+    max_completion_length: Annotated[int, typer.Option(min=1, help="new tokens at most")] = 256,
+    system_prompt: Annotated[str | None, typer.Option(help="the system turn")] = None,
     json: JsonFile = None,
 ) -> None:
     """Accuracy per source, modality and problem type; think rate; mean length."""
+    from mmreason.api import evaluate_model
     from mmreason.evaluate import table
-    from mmreason.train.run import evaluate_model
 
     with json_only(json):
-        result = evaluate_model(model, data)
+        result = evaluate_model(
+            model,
+            data,
+            limit=limit,
+            batch_size=batch_size,
+            max_completion_length=max_completion_length,
+            system_prompt=system_prompt,
+        )
         show(table({"eval": result}))
     emit(json, result)
 
 
+def score(
+    rows: Annotated[
+        Path, typer.Argument(metavar="ROWS.jsonl", help="completion, solution, problem_type ...")
+    ],
+    reward: Annotated[
+        list[str], typer.Option("--reward", metavar="NAME", help="a reward's name or FILE.py:FUNCTION")
+    ],
+    args: Annotated[str | None, typer.Option(metavar="JSON", help="the reward's arguments")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Rewards for stored completions."""
+    from rich.table import Table
+
+    from mmreason.evaluate import score as score_rows
+
+    stored = read_jsonl(rows)
+    arguments = None if args is None else jsonlib.loads(args)
+    with json_only(json):
+        results = {name: score_rows(stored, name, arguments) for name in reward}
+        table = Table("reward", "completions", "mean", "accuracy")
+        for name, result in results.items():
+            table.add_row(name, str(result["n"]), _number(result["mean"]), _number(result["accuracy"]))
+        show(table)
+        for problem in (p for result in results.values() for p in result["problems"]):
+            print(problem)
+    emit(json, results)
+
+
 def methods(json: JsonFile = None) -> None:
-    """The catalogue: method, slot, paper, recipe."""
+    """The catalogue: method, slots, paper, recipe key."""
     from rich.table import Table
 
     from mmreason.catalogue import METHODS
 
     with json_only(json):
-        table = Table("method", "slot", "paper", "recipe", "what it does")
+        table = Table("method", "slots", "paper", "key", "recipe", "what it does")
         for name, method in METHODS.items():
-            table.add_row(name, method.slot, method.paper, method.recipe or "-", method.summary)
+            paper = f"arXiv {method.paper}" if method.paper else "-"
+            table.add_row(
+                name, ", ".join(method.slots), paper, method.key, method.recipe or "-", method.summary
+            )
         show(table)
-    emit(json, {name: vars(method) for name, method in METHODS.items()})
+    emit(json, {name: asdict(method) for name, method in METHODS.items()})
 
 
-def tool(name: Annotated[str | None, typer.Argument(help="which tool; lists them when not given")] = None) -> None:
+def tool(
+    name: Annotated[str | None, typer.Argument(help="which tool; lists them when not given")] = None,
+) -> None:
     """Run one tool by hand (this version has none yet)."""
-    from mmreason.plugins import load_plugins
-
-    load_plugins(["mmreason_tools"])
     if name is not None:
         raise ValueError(f"tool: no tool {name!r}; this version has none yet")
     print("no tools in this version yet")
 
 
-def bench(name: Annotated[str | None, typer.Argument(help="which benchmark")] = None, json: JsonFile = None) -> None:
+def bench(
+    name: Annotated[str | None, typer.Argument(help="which benchmark; lists them when not given")] = None,
+) -> None:
     """Run a benchmark (this version has none yet)."""
-    raise ValueError(f"bench: no benchmark {name or ''!r}; this version has none yet")
+    if name is not None:
+        raise ValueError(f"bench: no benchmark {name!r}; this version has none yet")
+    print("no benchmarks in this version yet")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The mappings of a JSON-lines file; a line that is none is named by its number."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = jsonlib.loads(line)
+        except jsonlib.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: a row is a JSON object; got {type(row).__name__}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command("eval")(eval_)
-    for function in (tool, methods, bench):
+    for function in (score, methods, tool, bench):
         app.command()(function)

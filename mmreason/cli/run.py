@@ -18,7 +18,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None
 
     resolved = load_recipe(recipe, overrides or [])
     with json_only(json):
-        from mmreason.train.run import train as run
+        from mmreason.api import train as run
 
         result = run(resolved)
     emit(json, result)
@@ -38,10 +38,16 @@ def validate(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = N
 
 
 def compare(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="recipes, the first is the baseline")],
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="recipes, the first is the baseline")
+    ],
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds: 0, 1, ...")] = 1,
-    out: Annotated[Path, typer.Option(help="folder of the runs, one for each recipe and seed")] = Path("runs/compare"),
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override in every run")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs, one for each recipe and seed")] = Path(
+        "runs/compare"
+    ),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override in every run")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Run several recipes with several seeds, one after the other, and put them into one table."""
@@ -70,7 +76,9 @@ def launch(
 
 def serve() -> None:
     """A vLLM rollout server (not in this version)."""
-    raise ValueError("serve: this version has no vLLM rollout server; `mmreason train` generates inside its own process")
+    raise ValueError(
+        "serve: this version has no vLLM rollout server; `mmreason train` generates inside its own process"
+    )
 
 
 def register(app: typer.Typer) -> None:

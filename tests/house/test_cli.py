@@ -15,7 +15,9 @@ COMMANDS = (
 
 
 def mmreason(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mmreason.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "mmreason.cli", *arguments], capture_output=True, text=True, cwd=cwd
+    )
 
 
 def test_help_lists_every_command() -> None:
@@ -33,7 +35,8 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:
-    code = "import sys, mmreason, mmreason.cli; print([m for m in ('torch', 'transformers', 'PIL') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'transformers', 'PIL') if m in sys.modules]"
+    code = f"import sys, mmreason, mmreason.cli; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

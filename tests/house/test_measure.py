@@ -64,7 +64,11 @@ def test_few_places_catch_everything() -> None:
         for name, _, tree in modules()
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler)
-        and (node.type is None or isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+        and (
+            node.type is None
+            or isinstance(node.type, ast.Name)
+            and node.type.id in ("Exception", "BaseException")
+        )
     ]
     assert len(broad) <= CATCHES_EVERYTHING, broad
 

@@ -39,7 +39,11 @@ def test_only_our_three_import_names_are_installed(wheel: list[str]) -> None:
 def test_every_source_file_is_in_the_wheel(wheel: list[str]) -> None:
     for package, root in SOURCES.items():
         base = ROOT / root
-        files = [p for p in (base / package).rglob("*") if p.suffix in DATA_SUFFIXES and "__pycache__" not in p.parts]
+        files = [
+            p
+            for p in (base / package).rglob("*")
+            if p.suffix in DATA_SUFFIXES and "__pycache__" not in p.parts
+        ]
         missing = sorted(p.relative_to(base).as_posix() for p in files)
         missing = [name for name in missing if name not in wheel]
         assert not missing, missing
@@ -47,7 +51,9 @@ def test_every_source_file_is_in_the_wheel(wheel: list[str]) -> None:
 
 def test_nothing_in_the_packages_has_a_suffix_that_the_wheel_would_leave_out() -> None:
     for package, root in SOURCES.items():
-        files = [p for p in (ROOT / root / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        files = [
+            p for p in (ROOT / root / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        ]
         left_out = [p.name for p in files if p.suffix not in DATA_SUFFIXES]
         assert not left_out, f"add to [tool.setuptools.package-data] and to this test: {left_out}"
 

@@ -97,12 +97,18 @@ def test_later_overrides_win(good: Path) -> None:
         ("stages.rl.num_generation=4", ["stages.rl.num_generation: unknown key", "'num_generations'"]),
         ("model.assemble.image_sise=3", ["model.assemble.image_sise: unknown key", "'image_size'"]),
         ("stages.rl.gate.lo=0.1", ["stages.rl.gate.lo: unknown key", "'low'", "allowed: name, low, high"]),
-        ("stages.warm.max_steps=3.5", ["stages.warm.max_steps: should be a valid integer; got 3.5 (a number)"]),
+        (
+            "stages.warm.max_steps=3.5",
+            ["stages.warm.max_steps: should be a valid integer; got 3.5 (a number)"],
+        ),
         ("stages.warm.max_steps='3'", ['stages.warm.max_steps: should be a valid integer; got "3" (text)']),
         ("seed=true", ["seed: should be a valid integer; got true (true/false)"]),
         ("stages.rl.loss_type=dappo", ["stages.rl.loss_type", "'dapo'", "did you mean 'dapo'?"]),
         ("stages.0.type=grop", ["stages.warm: no stage type 'grop'; did you mean 'grpo'?"]),
-        ("stages.warm.data=[trian]", ["stages.warm.data: no data source 'trian'; there are ['held_out', 'train']"]),
+        (
+            "stages.warm.data=[trian]",
+            ["stages.warm.data: no data source 'trian'; there are ['held_out', 'train']"],
+        ),
         ("stages.warm.init_from=rl", ["stages.warm.init_from: 'rl' is not an earlier stage"]),
         ("stages.rl.name=warm", ["stages.warm: a stage of this name comes before"]),
         ("eval.data=[x]", ["eval.data: no data source 'x'"]),
@@ -116,7 +122,7 @@ def test_later_overrides_win(good: Path) -> None:
         ("=3", ["write key.sub=value"]),
         ("stages.zz.seed=1", ["stages has no item 'zz'; there are warm, rl"]),
         ("stages.7.seed=1", ["stages has no item '7'"]),
-        ("seed.x=1", ["seed: should be a valid integer; got {\"x\": 1} (a mapping)"]),
+        ("seed.x=1", ['seed: should be a valid integer; got {"x": 1} (a mapping)']),
         ("output_dir.x=1", ["output_dir is text, so it has no key 'x'"]),
         ("seed=[1", ["the value is not YAML"]),
     ],
@@ -128,7 +134,9 @@ def test_what_is_wrong_is_named_with_what_is_allowed(good: Path, override: str, 
 
 
 def test_all_problems_are_reported_at_once(good: Path) -> None:
-    found = problems(good, "sed=1", "stages.rl.beta=much", "eval.data=[x]", "stages.warm.data=[y]", "zz", "data.q={}")
+    found = problems(
+        good, "sed=1", "stages.rl.beta=much", "eval.data=[x]", "stages.warm.data=[y]", "zz", "data.q={}"
+    )
     assert len(found) == 6, found
 
 
