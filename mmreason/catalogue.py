@@ -1,4 +1,4 @@
-"""What `mmreason methods` lists: every method built, the slots it fills, its paper, the recipe key that turns it on."""
+"""What `mmreason methods` lists: every method built, its slots, its paper, the recipe key that turns it on."""
 
 from __future__ import annotations
 

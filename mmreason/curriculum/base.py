@@ -1,4 +1,4 @@
-"""What the training loop asks of a curriculum: a sampler draws prompts, a gate judges the groups made from them."""
+"""What training asks of a curriculum: a sampler draws prompts, a gate judges the groups made of them."""
 
 from __future__ import annotations
 

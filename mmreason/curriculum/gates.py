@@ -1,4 +1,4 @@
-"""Group gates: which rollouts are worth a gradient. The trainer refills what a gate drops, and caps the rounds."""
+"""Group gates: which rollouts are worth a gradient. The trainer refills what is dropped and caps the rounds."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class OpenGate:
 class BalancedGate(OpenGate):
     """Balanced online difficulty filtering (arXiv 2504.03380): group accuracy in [low, high], both included.
 
-    `dropped_easy` lie above the band, `dropped_hard` below. A group that no verifier could judge passes, counted as
-    `unverified`: there is no evidence against it.
+    `dropped_easy` lie above the band, `dropped_hard` below. A group that no verifier could judge passes,
+    counted as `unverified`: there is no evidence against it.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -81,6 +81,6 @@ def gate_problem(cfg: GateConfig, num_generations: int) -> str | None:
     if any(cfg.low - 1e-9 <= accuracy <= cfg.high + 1e-9 for accuracy in reachable):
         return None
     return (
-        f"gate [{cfg.low}, {cfg.high}] holds none of the accuracies that {num_generations} generations can have, "
+        f"gate [{cfg.low}, {cfg.high}] holds none of the accuracies of {num_generations} generations, "
         f"{[round(a, 3) for a in reachable]}; widen it or raise num_generations"
     )

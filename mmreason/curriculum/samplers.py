@@ -57,9 +57,9 @@ class Uniform:
 class EasyToHard:
     """SARI's easy-to-hard order (arXiv 2504.15900) as a sliding window, so that each step still mixes prompts.
 
-    The pool is sorted by (difficulty, id), rows without a difficulty last. The window holds `window` of it, opens on
-    the easiest rows at step 0 and on the hardest from step `steps` - 1 on. In the window the least-used prompts come
-    first, in random order, so no row is drawn twice while another waits.
+    The pool is sorted by (difficulty, id), rows without a difficulty last. The window holds `window` of it,
+    opens on the easiest rows at step 0 and on the hardest from step `steps` - 1 on. In the window the
+    least-used prompts come first, in random order, so no row is drawn twice while another waits.
     """
 
     def __init__(self, samples: Sequence[Sample], window: float, steps: int, seed: int) -> None:

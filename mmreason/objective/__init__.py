@@ -1,24 +1,21 @@
-"""Objectives: advantages, per-token streams, ratios, token weights, aggregation; pure functions of tensors."""
+"""Objectives: advantages, token streams, ratios, token weights, aggregation; pure functions."""
 
 from mmreason.objective.advantages import advantages
 from mmreason.objective.aggregation import LOSS_TYPES, aggregation
 from mmreason.objective.logprobs import token_logprobs
-from mmreason.objective.loss import streams_loss
 from mmreason.objective.policy import k3, policy_term
 from mmreason.objective.samples import grpo_samples, joined, sft_sample
-from mmreason.objective.token_weights import group_token_weights, token_weights_tw, tw_divergence
+from mmreason.objective.token_weights import token_weights_tw, tw_divergence
 
 __all__ = [
     "LOSS_TYPES",
     "advantages",
     "aggregation",
-    "group_token_weights",
     "grpo_samples",
     "joined",
     "k3",
     "policy_term",
     "sft_sample",
-    "streams_loss",
     "token_logprobs",
     "token_weights_tw",
     "tw_divergence",

@@ -11,9 +11,10 @@ STD_OFFSET = 1e-4  # TRL's
 def advantages(groups: Sequence[Sequence[float | None]], scale: str = "group") -> list[list[float]]:
     """(reward - group mean) / (std + 1e-4) for every trajectory of every group.
 
-    `scale` says whose std, always with Bessel's correction: `group`; `batch`, of all rewards given (the caller
-    gathers them over ranks); or `none`, no division. A trajectory whose reward is None takes no part in mean or std
-    and gets 0. Groups may differ in size; where all rewards are equal every advantage is exactly 0.
+    `scale` says whose std, always with Bessel's correction: `group`; `batch`, of all rewards given (the
+    caller gathers them over ranks); or `none`, no division. A trajectory whose reward is None takes no part
+    in mean or std and gets 0. Groups may differ in size; where all rewards are equal every advantage is
+    exactly 0.
 
     Example: `advantages([[1, 0, None]])` is about `[[0.70701, -0.70701, 0.0]]`, std being 0.70711.
     """

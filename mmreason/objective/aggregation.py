@@ -1,4 +1,4 @@
-"""How token losses become one number: each row brings token weights and its share of one global denominator."""
+"""How token losses become one number: token weights, and a share of one global denominator, per row."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def aggregation(
     - `dr_grpo`: weight 1/max_completion_length, count 1 (arXiv 2503.20783). Its denominator is the number of rows:
       dividing by the sum of these weights would cancel the constant and give `dapo`.
 
-    A row without learned tokens (truncated and masked) has weight and count 0 under each of them: it is not in the
-    mean. TRL counts such rows.
+    A row without learned tokens (truncated and masked) has weight and count 0 under each of them: it is not
+    in the mean. TRL counts such rows.
     """
     tokens = int(sampled.sum())
     mask = sampled.to(torch.float32)

@@ -17,9 +17,9 @@ def token_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(logprobs, entropy), each float32 with the shape of `ids` [...]; `logits` is [..., V] and predicts `ids`.
 
-    `banned_ids` (media placeholders, which sampling never draws) leave the distribution; `temperature` divides the
-    logits as it did in sampling. A banned id among `ids` (a prompt's own placeholder) still gets a finite number, so
-    that a zero weight silences it. Entropy is in nats and carries no gradient.
+    `banned_ids` (media placeholders, which sampling never draws) leave the distribution; `temperature`
+    divides the logits as it did in sampling. A banned id among `ids` (a prompt's own placeholder) still
+    gets a finite number, so that a zero weight silences it. Entropy is in nats and carries no gradient.
 
     With `chunk`, that many positions at a time are widened to float32, and recomputed in the backward pass.
     """

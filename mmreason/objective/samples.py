@@ -35,8 +35,8 @@ def grpo_samples(
 ) -> list[TrainingSample]:
     """One training row per trajectory: prompt, completion, its advantage on every sampled token, beta for the KL.
 
-    With `mask_truncated` (DAPO's overlong filtering) a completion that ran into the length limit teaches nothing,
-    although its reward counted in the group's mean. Injected tokens (sampled 0) carry no weight.
+    With `mask_truncated` (DAPO's overlong filtering) a completion that ran into the length limit teaches
+    nothing, although its reward counted in the group's mean. Injected tokens (sampled 0) carry no weight.
     """
     samples = []
     for trajectory, advantage in zip(group.trajectories, advantages, strict=True):
@@ -61,7 +61,7 @@ def grpo_samples(
 
 
 def joined(prompt: Rendered, trajectory: Trajectory) -> Rendered:
-    """The prompt with the completion behind it, T = P + C; the completion's own mask is kept as it was born."""
+    """The prompt with the completion behind it, T = P + C; the completion keeps the mask it was born with."""
     size = len(trajectory)
     return Rendered(
         sample_id=prompt.sample_id,

@@ -1,9 +1,9 @@
-"""TW-GRPO's token weights (arXiv 2505.24718): positions where a group's next-token distributions disagree weigh more.
+"""TW-GRPO's token weights (arXiv 2505.24718): positions where a group's distributions disagree weigh more.
 
-Completions of one prompt are compared position by position, whatever they said before. `corrected`, the default,
-compares only the rows still writing at a position. `released` is the published code: a finished row counts as the
-uniform distribution, so that the largest weights fall behind the end of the shortest completion. The released code
-also lets a gradient through the weights; here they never carry one.
+Completions of one prompt are compared position by position, whatever they said before. `corrected`, the
+default, compares only the rows still writing at a position. `released` is the published code: a finished
+row counts as the uniform distribution, so that the largest weights fall behind the end of the shortest
+completion. The released code also lets a gradient through the weights; here they never carry one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def tw_divergence(
 ) -> torch.Tensor:
     """Disagreement D [C] of G rows at each of C positions, float32.
 
-    With L = log softmax(`logits`) [G, C, V] (log-probabilities may be given as well) and c the mean of L over rows,
-    D is the mean over rows of sum over the vocabulary of exp(d) - d - 1, d = clamp(c - L, -11, 11). The sum is not
-    weighted by probability, as in the released code. `mask` [G, C] marks the tokens that were written. `chunk`
-    positions are worked at a time; the result does not depend on it.
+    With L = log softmax(`logits`) [G, C, V] (log-probabilities may be given as well) and c the mean of L
+    over rows, D is the mean over rows of sum over the vocabulary of exp(d) - d - 1, d = clamp(c - L, -11,
+    11). The sum is not weighted by probability, as in the released code. `mask` [G, C] marks the tokens
+    that were written. `chunk` positions are worked at a time; the result does not depend on it.
     """
     if form not in ("corrected", "released"):
         raise ValueError(f"token_weight.form is {form!r}; it may be corrected or released")
@@ -60,11 +60,11 @@ def token_weights_tw(
 ) -> torch.Tensor:
     """Weights [G, C] in [1, alpha_max] where `mask` [G, C] is set, 0 elsewhere; `logits` [G, C, V] as above.
 
-    w = 1 + (alpha_max - 1) * minmax(D). `corrected`: minmax over the positions with at least two rows, w = 1 at the
-    others. `released`: minmax over all positions.
+    w = 1 + (alpha_max - 1) * minmax(D). `corrected`: minmax over the positions with at least two rows, w =
+    1 at the others. `released`: minmax over all positions.
 
-    Example: two rows over two tokens that agree, disagree (.9/.1 against .1/.9), agree: D = (0, 1.33333, 0) and
-    w = (1, 1.7, 1).
+    Example: two rows over two tokens that agree, disagree (.9/.1 against .1/.9), agree: D = (0, 1.33333, 0)
+    and w = (1, 1.7, 1).
     """
     divergence = tw_divergence(logits, mask, form, chunk)
     compared = (
@@ -76,30 +76,3 @@ def token_weights_tw(
         spread = (divergence - low) / (high - low + 1e-8)
         weights = torch.where(compared, 1 + (alpha_max - 1) * spread, weights)
     return weights * mask.to(weights.dtype)
-
-
-@torch.no_grad()
-def group_token_weights(
-    logits: torch.Tensor,
-    active: torch.Tensor,
-    groups: torch.Tensor,
-    alpha_max: float = 1.7,
-    form: str = "corrected",
-    chunk: int | None = 64,
-) -> torch.Tensor:
-    """Weights [B, L] for a micro-batch of whole groups, aligned with ids; 1 on rows of no group (group -1).
-
-    `logits` [B, L, V] as the model gave them (entry t predicts id t + 1), `active` [B, L] marks learned tokens,
-    `groups` [B] names each row's group. A group's rows share their prompt, so position 0 of its completions is the
-    first active token of any of them. Only the group's window of the logits is read, `chunk` positions at a time.
-    """
-    weights = torch.ones(active.shape, dtype=torch.float32, device=logits.device)
-    for group in groups.unique().tolist():
-        rows = (groups == group).nonzero().squeeze(-1)
-        columns = active[rows].any(0).nonzero().squeeze(-1)
-        if group < 0 or columns.numel() == 0:
-            continue
-        start, stop = int(columns[0]), int(columns[-1]) + 1
-        window = logits[rows, start - 1 : stop - 1]  # [G, C, V]
-        weights[rows, start:stop] = token_weights_tw(window, active[rows, start:stop], alpha_max, form, chunk)
-    return weights

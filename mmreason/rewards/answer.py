@@ -1,7 +1,8 @@
 """Reading a completion: its thought, its answer, and the set of options an answer names.
 
-A completion is `<think>BODY</think><answer>ANSWER</answer>`. Several answers are comma-joined, either as letters
-("A,C") or as the options' own words ("red, blue"); which of the two a question uses is read off its solution.
+A completion is `<think>BODY</think><answer>ANSWER</answer>`. Several answers are comma-joined, either as
+letters ("A,C") or as the options' own words ("red, blue"); which of the two a question uses is read off its
+solution.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def think_body(text: str) -> str | None:
 def parse_answer(text: str) -> str | None:
     """The stripped answer of a completion, or None when it gives none.
 
-    The first `<answer>` block after the thought counts. A text without tags is its own answer, so that a model
-    which was never taught the tags can be judged; an unfinished thought or an unclosed answer block is no answer.
+    The first `<answer>` block after the thought counts. A text without tags is its own answer, so that a
+    model which was never taught the tags can be judged; an unfinished thought or an unclosed answer block
+    is no answer.
     """
     if "</think>" in text:
         text = text.split("</think>", 1)[1]
@@ -67,9 +69,10 @@ def uses_letters(solution: str, options: Sequence[str]) -> bool:
 def answer_set(solution: str | Sample, options: Sequence[str], text: str) -> frozenset[str]:
     """The answers that `text` gives to a question whose truth is `solution`, in one canonical spelling.
 
-    Lettered questions give upper-case letters; "a", "(A)", "A.", "A) red" and the option's own words are the same
-    answer. Named ones give the options' words, normalised. Options that contain commas are recognised whole. What
-    names no option is kept as it stands, so it can never be part of the truth. No text gives the empty set.
+    Lettered questions give upper-case letters; "a", "(A)", "A.", "A) red" and the option's own words are
+    the same answer. Named ones give the options' words, normalised. Options that contain commas are
+    recognised whole. What names no option is kept as it stands, so it can never be part of the truth. No
+    text gives the empty set.
 
     Example: `answer_set("A,C", ("red", "blue", "green"), "(c), a")` is `{"A", "C"}`.
     """
@@ -121,8 +124,8 @@ def _reader_named(options: Sequence[str]) -> Callable[[str], str | None]:
 
 
 def _split(text: str, read: Callable[[str], str | None]) -> list[str]:
-    """Comma-joined pieces; the longest run of pieces that `read` knows stays together ("red, blue" as one option)."""
-    pieces = [piece for piece in text.split(",")]
+    """Comma-joined pieces; the longest run that `read` knows stays whole ("red, blue" as one option)."""
+    pieces = text.split(",")
     out: list[str] = []
     start = 0
     while start < len(pieces):

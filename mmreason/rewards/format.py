@@ -15,8 +15,9 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 def strict_format(text: str) -> bool:
     """F-strict: the whole text is one think block, optional blanks, one answer block.
 
-    An empty body is legal; a missing think block, and any character before or after (a newline too), is not. The
-    usual regular expression also lets a second block hide inside a body; here each tag may appear only once.
+    An empty body is legal; a missing think block, and any character before or after (a newline too), is
+    not. The usual regular expression also lets a second block hide inside a body; here each tag may appear
+    only once.
     """
     return _STRICT.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in _TAGS)
 

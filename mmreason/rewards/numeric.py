@@ -1,4 +1,4 @@
-"""Graded credit for numbers: the nearer the answer, the more (the regression reward of Video-R1, arXiv 2503.21776)."""
+"""Graded credit for numbers, the regression reward of Video-R1 (arXiv 2503.21776): nearer is more."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mmreason.types import Group
 def numeric_reward(group: Group, args: Mapping[str, Any]) -> list[float | None]:
     """1 - min(1, |answer - truth| / |truth|) on numeric questions; None on the others.
 
-    Errors up to `tolerance` (a share of the truth, default 0) earn the full point. A truth of 0 must be hit. A
-    numeric question answered without a number earns 0.
+    Errors up to `tolerance` (a share of the truth, default 0) earn the full point. A truth of 0 must be
+    hit. A numeric question answered without a number earns 0.
     """
     truth = solution_text(group.sample)
     wanted = parse_number(truth) if truth is not None else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mmreason.plugins import load_function
 from mmreason.rewards.registry import REWARD_ARGS, REWARDS
 from mmreason.rewards.verify import verify
 from mmreason.types import Group
@@ -26,10 +27,10 @@ def score_group(
 ) -> tuple[Group, list[str]]:
     """The group with `accuracy`, `rewards` and `reward` filled, and a log of what user functions got wrong.
 
-    `reward` is the weighted sum over the rewards that apply; None when none does. A user function has TRL's form
-    `fn(completions, **columns) -> list[float | None]`: one text and one value of every column per completion, and
-    `args[name]` as further keywords. A value that is no finite number, and an exception, count as None and are
-    named in the log; a list of the wrong length stops with ValueError.
+    `reward` is the weighted sum over the rewards that apply; None when none does. A user function has TRL's
+    form `fn(completions, **columns) -> list[float | None]`: one text and one value of every column per
+    completion, and `args[name]` as further keywords. A value that is no finite number, and an exception,
+    count as None and are named in the log; a list of the wrong length stops with ValueError.
     """
     users, arguments = user_functions or {}, args or {}
     problems = reward_problems(names, weights, arguments, users)
@@ -57,6 +58,11 @@ def score_group(
             )
         )
     return replace(group, trajectories=tuple(scored)), log
+
+
+def user_rewards(names: Sequence[str]) -> dict[str, UserFunction]:
+    """The user's functions among a recipe's reward names: those written FILE.py:FUNCTION."""
+    return {name: load_function(name) for name in names if name not in REWARDS and ".py:" in name}
 
 
 def reward_problems(
@@ -132,8 +138,9 @@ def call_user_function(
 def user_columns(group: Group) -> dict[str, list[Any]]:
     """TRL's keyword arguments for one group: every column of the row repeated for each completion.
 
-    The row's own further columns come beside `prompts` (text), `completions`, `completion_ids`, `id`, `source`,
-    `solution`, `problem_type`, `options`, `difficulty`; a column of the row never replaces one of these.
+    The row's own further columns come beside `prompts` (text), `completions`, `completion_ids`, `id`,
+    `source`, `solution`, `problem_type`, `options`, `difficulty`; a column of the row never replaces one of
+    these.
     """
     sample, size = group.sample, len(group.trajectories)
     prompt = "\n".join(

@@ -11,7 +11,8 @@ from mmreason.types import Group
 def overlong_reward(group: Group, args: Mapping[str, Any]) -> list[float | None]:
     """DAPO's soft overlong punishment (arXiv 2503.14476): 0 up to max_length - cache, then linearly down to -1.
 
-    `max_length` and `cache` are token counts and required; with cache 0 the punishment is a step at max_length.
+    `max_length` and `cache` are token counts and required; with cache 0 the punishment is a step at
+    max_length.
     """
     for name in ("max_length", "cache"):
         if not isinstance(args.get(name), int):

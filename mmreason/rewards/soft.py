@@ -1,7 +1,8 @@
 """Partial credit for questions with several answers, and the detector of saying less than one knows.
 
 Subset credit is TW-GRPO's soft reward (arXiv 2505.24718). It never punishes leaving answers out beyond the
-share that is missing, so a policy may learn to name one sure option: `hedge` measures that, `blend` counters it.
+share that is missing, so a policy may learn to name one sure option: `hedge` measures that, `blend`
+counters it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Answers = frozenset[str]
 
 
 def subset(given: Answers, truth: Answers) -> float:
-    """|given| / |truth| when every given answer is right, else 0. Example, truth {A, C}: {A} 0.5, {A, B} 0."""
+    """|given| / |truth| when every given answer is right, else 0. Of {A, C}: {A} is 0.5, {A, B} is 0."""
     return len(given) / len(truth) if given <= truth else 0.0
 
 
