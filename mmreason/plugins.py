@@ -22,7 +22,9 @@ def load_plugins(names: Sequence[str] = BUNDLED) -> None:
         # "a.b" is looked up inside "a", which find_spec imports and reports as missing by itself
         missing = next((n for n in _parents(name) if importlib.util.find_spec(n) is None), None)
         if missing is not None:
-            raise ValueError(f"plugin {name!r}: no package {missing!r} is installed; install it or remove it from plugins")
+            raise ValueError(
+                f"plugin {name!r}: no package {missing!r} is installed; install it or remove it from plugins"
+            )
         importlib.import_module(name)
 
 

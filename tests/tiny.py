@@ -79,7 +79,12 @@ def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
 
 def tiny_model_config(**assemble: Any) -> ModelConfig:
     """A recipe's model section for a tiny assembled model (SigLIP of 32 pixels, 16 tokens a picture; Qwen3)."""
-    parts: dict[str, Any] = {"vision": SIGLIP, "llm": QWEN3, "image_size": 32, "tokenizer": {"vocab_size": 384}}
+    parts: dict[str, Any] = {
+        "vision": SIGLIP,
+        "llm": QWEN3,
+        "image_size": 32,
+        "tokenizer": {"vocab_size": 384},
+    }
     return ModelConfig(assemble=AssembleConfig(**{**parts, **assemble}))
 
 
@@ -128,7 +133,13 @@ def tiny_native(kind: str, folder: Path, *, seed: int = 0) -> Path:
 
 
 def _vision(kind: str) -> dict[str, Any]:
-    vision = {"depth": 2, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2, "initializer_range": 0.08}
+    vision = {
+        "depth": 2,
+        "num_heads": 2,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "initializer_range": 0.08,
+    }
     if kind == "qwen2_vl":
         return {**vision, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "patch_size": 14}
     vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32}

@@ -31,13 +31,24 @@ ARCHITECTURE = "mmreason_assembled"
 INIT_KEYS = ("initializer_range", "init_std")  # the names that transformers configs give the same thing
 # only the encoder of an encoder-decoder is used; building it must not cost a large decoder
 NO_DECODER = {
-    **{"decoder_layers": 1, "decoder_attention_heads": 1, "decoder_ffn_dim": 8, "max_target_positions": 8, "vocab_size": 8},
+    **{
+        "decoder_layers": 1,
+        "decoder_attention_heads": 1,
+        "decoder_ffn_dim": 8,
+        "max_target_positions": 8,
+        "vocab_size": 8,
+    },
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
 }
 
 
 def assemble(
-    cfg: AssembleConfig, *, texts: Callable[[], Iterable[str]], dtype: torch.dtype, attention: str, remote: bool = False
+    cfg: AssembleConfig,
+    *,
+    texts: Callable[[], Iterable[str]],
+    dtype: torch.dtype,
+    attention: str,
+    remote: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """An assembled model and its processor; weights that are not pretrained are drawn from torch's global RNG.
 
@@ -45,7 +56,9 @@ def assemble(
         ValueError: a part is unknown, does not fit another, or the plugin with the architecture is not loaded.
     """
     if ARCHITECTURE not in CONFIG_MAPPING:
-        raise ValueError(f"no architecture {ARCHITECTURE!r} is registered; plugins must list mmreason_encoders")
+        raise ValueError(
+            f"no architecture {ARCHITECTURE!r} is registered; plugins must list mmreason_encoders"
+        )
     if cfg.vision is None and not cfg.audio:
         raise ValueError("model.assemble has neither vision nor audio; give at least one encoder")
     options = {"dtype": dtype, "attn_implementation": attention}
@@ -60,7 +73,9 @@ def assemble(
         vision_config=None if vision is None else vision.config,
         audio_configs=[tower.config.to_dict() for tower in audio],
         text_config=llm.config,
-        **{f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()},
+        **{
+            f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()
+        },
         image_size=size,
         image_tokens=image_tokens,
         audio_tokens=[spec["tokens"] for spec in specs],
@@ -81,7 +96,9 @@ def assemble(
     return model, processor
 
 
-def _tokenizer(cfg: AssembleConfig, texts: Callable[[], Iterable[str]], remote: bool) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    cfg: AssembleConfig, texts: Callable[[], Iterable[str]], remote: bool
+) -> PreTrainedTokenizerBase:
     path = cfg.tokenizer.path or cfg.llm.get("pretrained")
     if path is None:
         return train_tokenizer(texts(), cfg.tokenizer.vocab_size)
@@ -90,7 +107,9 @@ def _tokenizer(cfg: AssembleConfig, texts: Callable[[], Iterable[str]], remote: 
     return tokenizer
 
 
-def _fresh_config(entry: dict[str, Any], part: str, initializer_range: float, **defaults: Any) -> PreTrainedConfig:
+def _fresh_config(
+    entry: dict[str, Any], part: str, initializer_range: float, **defaults: Any
+) -> PreTrainedConfig:
     """The transformers config of a part; `defaults` fill keys that its class knows and the recipe left out."""
     given = dict(entry)
     model_type = given.pop("model_type", None)
@@ -107,11 +126,15 @@ def _fresh_config(entry: dict[str, Any], part: str, initializer_range: float, **
     return config_class(**given)
 
 
-def _load(loader: Any, entry: dict[str, Any], part: str, options: dict[str, Any], remote: bool, **more: Any) -> Any:
+def _load(
+    loader: Any, entry: dict[str, Any], part: str, options: dict[str, Any], remote: bool, **more: Any
+) -> Any:
     """`loader.from_pretrained` of a part, refused when the checkpoint lacks some of the part's weights."""
     extra = sorted(set(entry) - {"pretrained"})
     if extra:
-        raise ValueError(f"model.assemble.{part} has {extra} beside pretrained; a pretrained part brings its own config")
+        raise ValueError(
+            f"model.assemble.{part} has {extra} beside pretrained; a pretrained part brings its own config"
+        )
     model, info = loader.from_pretrained(
         entry["pretrained"], output_loading_info=True, trust_remote_code=remote, **options, **more
     )
@@ -136,7 +159,9 @@ def _language_model(
         cfg.llm, "llm", cfg.initializer_range, vocab_size=len(tokenizer), bos_token_id=None, **special
     )
     if config.vocab_size < len(tokenizer):
-        raise ValueError(f"model.assemble.llm has vocab_size {config.vocab_size}; the tokenizer needs {len(tokenizer)}")
+        raise ValueError(
+            f"model.assemble.llm has vocab_size {config.vocab_size}; the tokenizer needs {len(tokenizer)}"
+        )
     return AutoModelForCausalLM.from_config(config, **options)
 
 
@@ -185,7 +210,11 @@ def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool
     if pretrained is not None:
         own = AutoImageProcessor.from_pretrained(pretrained, trust_remote_code=remote)
         # the whole picture at the tower's size, never its centre crop: answers may lie at the edge
-        processor.image_mean, processor.image_std, processor.resample = own.image_mean, own.image_std, own.resample
+        processor.image_mean, processor.image_std, processor.resample = (
+            own.image_mean,
+            own.image_std,
+            own.resample,
+        )
     return processor, (size // patch) ** 2, size
 
 
@@ -217,7 +246,9 @@ def _audio_side(entry: dict[str, Any], tower: PreTrainedModel, remote: bool) -> 
         )
     if "pretrained" in entry:
         extractor = AutoFeatureExtractor.from_pretrained(entry["pretrained"], trust_remote_code=remote)
-    silence = extractor([[0.0] * extractor.sampling_rate], sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    silence = extractor(
+        [[0.0] * extractor.sampling_rate], sampling_rate=extractor.sampling_rate, return_tensors="pt"
+    )
     with torch.no_grad():
         hidden = tower(silence[extractor.model_input_names[0]].to(tower.dtype)).last_hidden_state
     return {"extractor": extractor.to_dict(), "tokens": hidden.shape[1], "seconds": seconds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,11 @@ class Family:
 
 def bare(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    return (
+        model.get_base_model()
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+        else model
+    )
 
 
 def family_of(model: nn.Module, processor: Any) -> Family:
@@ -82,10 +87,22 @@ def family_of(model: nn.Module, processor: Any) -> Family:
         name, media, parts = "assembled", tuple(model.media_names), _assembled_parts()
     elif hasattr(config, "vision_start_token_id") and hasattr(config.vision_config, "spatial_merge_size"):
         name, parts = "qwen_vl", _qwen_parts()
-        media = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+        media = (
+            "pixel_values",
+            "image_grid_thw",
+            "pixel_values_videos",
+            "video_grid_thw",
+            "second_per_grid_ts",
+        )
     else:
         name, parts = "native", {part: NATIVE_PARTS[part] for part in PARTS}
-        media = ("pixel_values", "image_sizes", "pixel_values_videos", "input_features", "feature_attention_mask")
+        media = (
+            "pixel_values",
+            "image_sizes",
+            "pixel_values_videos",
+            "input_features",
+            "feature_attention_mask",
+        )
     media = media if name == "assembled" else tuple(m for m in media if m in arguments)
     banned = set(placeholders.values()) | _boundary_ids(processor, config)
     return Family(name, media, placeholders, tuple(sorted(banned)), parts, "mm_token_type_ids" in arguments)
@@ -93,7 +110,11 @@ def family_of(model: nn.Module, processor: Any) -> Family:
 
 def _boundary_ids(processor: Any, config: Any) -> set[int]:
     vocabulary = processor.tokenizer.get_vocab()
-    named = {getattr(config, f"{kind}_{edge}_token_id", None) for kind in ("vision", "audio") for edge in ("start", "end")}
+    named = {
+        getattr(config, f"{kind}_{edge}_token_id", None)
+        for kind in ("vision", "audio")
+        for edge in ("start", "end")
+    }
     return {vocabulary[t] for t in BOUNDARIES if t in vocabulary} | {i for i in named if i is not None}
 
 
@@ -121,10 +142,22 @@ def forward_inputs(family: Family, batch: MicroBatch, device: torch.device | str
     Raises:
         ValueError: the batch carries a media tensor that this family's forward does not take.
     """
-    unknown = sorted(set(batch.media) - set(family.media))
-    if unknown:
-        raise ValueError(f"media tensors {unknown} are unknown to a {family.name} model; it takes {list(family.media)}")
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention_mask, **batch.media}
-    if family.token_types:
-        inputs["mm_token_type_ids"] = batch.token_types
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
+    inputs |= media_inputs(family, batch.media, batch.token_types)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def media_inputs(
+    family: Family, media: Mapping[str, torch.Tensor], token_types: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What forward and generate take beside ids and mask: the media, and token types [B, L] where they are asked for.
+
+    Raises:
+        ValueError: a media tensor that this family's forward does not take.
+    """
+    unknown = sorted(set(media) - set(family.media))
+    if unknown:
+        raise ValueError(
+            f"media {unknown} are unknown to a {family.name} model; it takes {list(family.media)}"
+        )
+    return {**media, **({"mm_token_type_ids": token_types} if family.token_types else {})}

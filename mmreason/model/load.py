@@ -84,14 +84,22 @@ def load_model(
     return Loaded(learner, processor, family)
 
 
-def _load_native(cfg: ModelConfig, path: str, dtype: torch.dtype, *, remote: bool) -> tuple[PreTrainedModel, Any]:
+def _load_native(
+    cfg: ModelConfig, path: str, dtype: torch.dtype, *, remote: bool
+) -> tuple[PreTrainedModel, Any]:
     # a name of the hub has one slash at most; anything else that is not there is a mistyped folder
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ValueError(f"model_name_or_path {path!r}: no such folder; give a folder or a name on the Hugging Face hub")
+        raise ValueError(
+            f"model_name_or_path {path!r}: no such folder; give a folder or a name on the Hugging Face hub"
+        )
     config = AutoConfig.from_pretrained(path, trust_remote_code=remote)
-    known = [a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if type(config) in a._model_mapping]
+    known = [
+        a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if type(config) in a._model_mapping
+    ]
     remote_names = getattr(config, "auto_map", {}) if remote else {}
-    known += [a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if a.__name__ in remote_names]
+    known += [
+        a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if a.__name__ in remote_names
+    ]
     if not known:
         raise ValueError(
             f"{path}: {config.model_type!r} is no multimodal model to transformers; give one that "
@@ -106,7 +114,9 @@ def _load_native(cfg: ModelConfig, path: str, dtype: torch.dtype, *, remote: boo
         output_loading_info=True,
     )
     if info["missing_keys"]:
-        raise ValueError(f"{path} lacks the weights {sorted(info['missing_keys'])[:5]} of {type(model).__name__}")
+        raise ValueError(
+            f"{path} lacks the weights {sorted(info['missing_keys'])[:5]} of {type(model).__name__}"
+        )
     return model, AutoProcessor.from_pretrained(path, trust_remote_code=remote)
 
 

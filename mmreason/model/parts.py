@@ -80,7 +80,7 @@ def add_lora(model: PreTrainedModel, family: Family, cfg: ModelConfig) -> PeftMo
 
 
 def merge_lora(model: nn.Module) -> PreTrainedModel:
-    """The plain model whose weights hold the adapters; the model given is left as it was (the copy costs its memory)."""
+    """The plain model whose weights hold the adapters. The model given stays as it is; the copy costs its memory."""
     return copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else bare(model)
 
 

@@ -56,7 +56,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     least = 256 + len(SPECIAL_TOKENS) + len(TAG_TOKENS)
     if vocab_size < least:
-        raise ValueError(f"tokenizer.vocab_size is {vocab_size}; bytes, special tokens and tags alone take {least}")
+        raise ValueError(
+            f"tokenizer.vocab_size is {vocab_size}; bytes, special tokens and tags alone take {least}"
+        )
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -12,7 +12,9 @@ def _as_config(config: PreTrainedConfig | dict[str, Any] | None, part: str) -> P
         return config
     given = dict(config)
     if "model_type" not in given:
-        raise ValueError(f"{part} has no model_type; got the keys {sorted(given)}; name a transformers architecture")
+        raise ValueError(
+            f"{part} has no model_type; got the keys {sorted(given)}; name a transformers architecture"
+        )
     return AutoConfig.for_model(given.pop("model_type"), **given)
 
 

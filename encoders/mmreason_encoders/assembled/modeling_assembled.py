@@ -62,7 +62,9 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for part in (vision_tower, *(audio_towers or []), language_model):
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True  # post_init must not draw its weights again
-        dtype = torch.get_default_dtype()  # the dtype from_pretrained asked for, not the one a part was saved in
+        dtype = (
+            torch.get_default_dtype()
+        )  # the dtype from_pretrained asked for, not the one a part was saved in
         if vision_tower is None and config.vision_config is not None:
             vision_tower = AutoModel.from_config(config.vision_config, dtype=dtype)
         if audio_towers is None:
@@ -88,8 +90,14 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Media argument of forward -> (placeholder id, tokens per row of that tensor)."""
         config = self.config
         visual = {"pixel_values": config.image_token_id, "pixel_values_videos": config.video_token_id}
-        names = {name: (token, config.image_tokens) for name, token in visual.items() if self.vision_tower is not None}
-        return names | {name: (config.audio_token_id, sum(config.audio_tokens)) for name in config.audio_names}
+        names = {
+            name: (token, config.image_tokens)
+            for name, token in visual.items()
+            if self.vision_tower is not None
+        }
+        return names | {
+            name: (config.audio_token_id, sum(config.audio_tokens)) for name in config.audio_names
+        }
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -109,14 +117,18 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Pictures or video frames [N, 3, S, S] -> features in the LLM's space [N, image_tokens, H]."""
         if self.vision_tower is None:
-            raise ValueError("this model has no vision tower; it got pixel_values; give it text and audio only")
+            raise ValueError(
+                "this model has no vision tower; it got pixel_values; give it text and audio only"
+            )
         hidden = self.vision_tower(pixel_values.to(self.vision_tower.dtype)).last_hidden_state
         return self.vision_projector(hidden[:, -self.config.image_tokens :])
 
     def get_audio_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """The clips as every encoder wants them, each [N, ...] -> [N, sum(audio_tokens), H], encoder after encoder."""
         if len(features) != len(self.audio_towers):
-            raise ValueError(f"{len(features)} audio inputs for {len(self.audio_towers)} audio encoders; give one each")
+            raise ValueError(
+                f"{len(features)} audio inputs for {len(self.audio_towers)} audio encoders; give one each"
+            )
         encoded = [
             projector(tower(x.to(tower.dtype)).last_hidden_state)
             for x, tower, projector in zip(features, self.audio_towers, self.audio_projectors, strict=True)
@@ -144,8 +156,8 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if placeholders != count:
                 media = "none" if values is None else f"{values.shape[0]} of {values.shape[1]} features each"
                 raise ValueError(
-                    f"{placeholders} {kind} placeholder tokens in input_ids for {count} {kind} features (media: {media}); "
-                    "the two must be equal: render prompts with this model's processor"
+                    f"{placeholders} {kind} placeholder tokens in input_ids for {count} {kind} features "
+                    f"(media: {media}); the two must be equal: render prompts with this model's processor"
                 )
             if values is not None:
                 embeds = embeds.masked_scatter(mask.unsqueeze(-1), values.to(embeds.dtype))
@@ -211,7 +223,9 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, input_ids: torch.LongTensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Media go in with the prompt only; later steps find their keys and values in the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
         inputs.pop("mm_token_type_ids", None)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in self.media_names:
@@ -239,6 +253,9 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 rows = tensor.split(counts)
                 media[name] = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
         )
         return input_ids, model_kwargs | media

@@ -20,7 +20,9 @@ def _flat(media: Any) -> list[Any]:
         return []
     if not isinstance(media, list | tuple):
         return [media]
-    return [item for entry in media for item in (_flat(entry) if isinstance(entry, list | tuple) else [entry])]
+    return [
+        item for entry in media for item in (_flat(entry) if isinstance(entry, list | tuple) else [entry])
+    ]
 
 
 def _videos(videos: Any) -> list[np.ndarray]:
@@ -74,7 +76,14 @@ class AssembledProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """What a batch may hold."""
         audio = [f"input_features_{i}" for i in range(len(self.audio_encoders))]
-        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "pixel_values_videos", *audio]
+        return [
+            "input_ids",
+            "attention_mask",
+            "mm_token_type_ids",
+            "pixel_values",
+            "pixel_values_videos",
+            *audio,
+        ]
 
     @property
     def sampling_rate(self) -> int | None:
@@ -131,7 +140,9 @@ class AssembledProcessor(ProcessorMixin):
         for token, counts in lengths.items():
             found = sum(text.count(token) for text in texts)
             if found != len(counts):
-                raise ValueError(f"{found} {token} placeholders in the text for {len(counts)} media; give one for each")
+                raise ValueError(
+                    f"{found} {token} placeholders in the text for {len(counts)} media; give one for each"
+                )
         queues = {token: iter(counts) for token, counts in lengths.items()}
         pattern = re.compile("|".join(re.escape(token) for token in lengths))
         return [pattern.sub(lambda match: match[0] * next(queues[match[0]]), text) for text in texts]
@@ -146,7 +157,9 @@ class AssembledProcessor(ProcessorMixin):
         if not self._extractors:
             raise ValueError(f"this model has no audio encoder; got {len(clips)} audio clips")
         if sampling_rate not in (None, self.sampling_rate):
-            raise ValueError(f"audio at {sampling_rate} Hz; this model wants {self.sampling_rate} Hz: resample it")
+            raise ValueError(
+                f"audio at {sampling_rate} Hz; this model wants {self.sampling_rate} Hz: resample it"
+            )
         waves = [np.asarray(clip, dtype=np.float32) for clip in clips]
         seconds = min(spec["seconds"] for spec in self.audio_encoders)
         for i, wave in enumerate(waves):
