@@ -1,19 +1,20 @@
 """Procedural worlds: real media files with exact ground truth, many rows in few files.
 
-`make_world("image", folder, count=1000, seed=0, split="train")` writes `rows.jsonl`, `images-000.zip` ... (stored,
-not compressed) and `world.json`, the settings that made them. A new world is one more entry of `WORLDS`.
+`make_world("image", folder, count=1000, seed=0, split="train")` writes `rows.jsonl`, `images-000.zip` and so on
+(stored, not compressed), and `world.json`, the settings that made them. A new world is an entry of `WORLDS`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmreason.data.worlds import image
@@ -72,7 +73,7 @@ def world_settings(
 
 
 def read_settings(folder: Path) -> WorldSettings | None:
-    """The settings that made a complete world folder, or None; equal to `world_settings(...)`: reuse the folder."""
+    """The settings that made a complete world folder, or None. Equal to `world_settings(...)` means reuse."""
     path = folder / SETTINGS
     if not path.is_file():
         return None
@@ -116,14 +117,10 @@ def _rows_of(item: SceneItem, shards: _Shards, settings: WorldSettings) -> list[
 
 
 def _write(folder: Path, settings: WorldSettings) -> None:
-    shards = _Shards(folder)
-    rows = (
-        row for item in WORLDS[settings.world].scenes(settings) for row in _rows_of(item, shards, settings)
-    )
-    with (folder / ROWS).open("w", encoding="utf-8") as file:
-        for row in islice(rows, settings.count):
-            file.write(json.dumps(row) + "\n")
-    shards.close()
+    items = WORLDS[settings.world].scenes(settings)
+    with closing(_Shards(folder)) as shards, (folder / ROWS).open("w", encoding="utf-8") as file:
+        rows = (row for item in items for row in _rows_of(item, shards, settings))
+        file.writelines(json.dumps(row) + "\n" for row in islice(rows, settings.count))
     (folder / SETTINGS).write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
 
 
@@ -158,11 +155,12 @@ def make_world(
     out = Path(out)
     if out.exists() and not (out.is_dir() and ((out / SETTINGS).is_file() or not any(out.iterdir()))):
         raise ValueError(f"world {name}: {out} exists and is not a world; choose an empty or new folder")
-    beside = out.with_name(f"{out.name}.part-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    _write(beside, settings)
-    if out.exists():
-        shutil.rmtree(out)
-    beside.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.part-") as beside:
+        made = Path(beside) / "world"
+        made.mkdir()
+        _write(made, settings)
+        if out.exists():
+            shutil.rmtree(out)
+        made.rename(out)
     return out / ROWS

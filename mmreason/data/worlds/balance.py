@@ -1,9 +1,9 @@
 """Which question to ask of a scene, so that the words of a question never give its answer away.
 
-Scenes offer answers unevenly (a count of 0 is common, of 5 rare). A pilot run finds the answers that scenes offer
-often enough; then a question is asked only while its answer is not ahead of the others of the same wording. What is
-left for a reader of the text alone is the best constant answer. The state is a function of the scenes before, so a
-longer world begins with the shorter one.
+Scenes offer answers unevenly (a count of 0 is common, of 5 rare). A pilot run finds the answers that scenes
+offer often enough; then a question is asked only while its answer is not ahead of the others of its kind and
+wording. What is left for a reader of the text alone is the best constant answer. The state depends on the scenes
+before and on nothing else, so a longer world begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-FLOOR = (
-    0.02  # an answer that fewer pilot scenes offer is never asked for: waiting for it would starve its kind
-)
+FLOOR = 0.03  # answers that fewer pilot scenes offer are never asked for: waiting would starve their kind
 SLACK = 2.0  # how far an answer may run ahead of the rarest one
 
 

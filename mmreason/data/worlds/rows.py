@@ -1,7 +1,7 @@
 """What every world shares: settings, questions, and how a question becomes a row.
 
-A world yields `SceneItem`s (media files as bytes, questions with their truth); this file turns them into the rows
-of `rows.jsonl`. Nothing here knows what a picture or a sound is.
+A world yields `SceneItem`s (media files as bytes, questions with their truth); this file turns them into the
+rows of `rows.jsonl`. Nothing here knows what a picture or a sound is.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ class WorldSettings:
     difficulty: tuple[float, float] = (0.0, 1.0)
     rationale: bool = True
 
+    @property
+    def stream(self) -> str:
+        """Names the scenes: unlike for worlds that would show other scenes or ask otherwise of them."""
+        asked = hashlib.sha256(repr((self.kinds, self.difficulty, self.options)).encode()).hexdigest()[:4]
+        return f"{self.split}-{self.seed}-{asked}"
+
 
 @dataclass(frozen=True)
 class Thought:
-    """A gold thought in parts. An empty summary stands for the answer, with its letters in the lettered style.
+    """A gold thought in parts; an empty summary stands for the answer.
 
     Example: `Thought("count red circle", "red circle 12 34", "1 2", "red circle at 12 34, that is 2")`.
     """
@@ -74,7 +80,7 @@ class Question:
 class SceneItem:
     """One scene: its files and its questions.
 
-    Example: `SceneItem("train-0-000012", (("image", "png", data),), questions)`.
+    Example: `SceneItem("train-0-5fe1-000012", (("image", "png", data),), questions)`.
     """
 
     scene: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def difficulty_of(n: int, kind: Kind) -> float:
 
 
 def open_kinds(settings: WorldSettings) -> dict[int, tuple[str, ...]]:
-    """Number of things -> kinds whose difficulty then lies in the range; sizes without a kind are left out."""
+    """Number of things -> kinds whose difficulty is in the range; sizes without a kind are left out."""
     low, high = settings.difficulty
     fits = {
         n: tuple(k for k in settings.kinds if low <= difficulty_of(n, KINDS[k]) <= high)
@@ -39,16 +40,20 @@ def open_kinds(settings: WorldSettings) -> dict[int, tuple[str, ...]]:
     return {n: kinds for n, kinds in fits.items() if kinds}
 
 
-def _nth_scene(
-    sizes: list[int], settings: WorldSettings, stream: str, index: int
-) -> tuple[Scene, np.random.Generator]:
-    rng = generator("image", settings.seed, settings.split, stream, index)
-    n = sizes[int(rng.integers(len(sizes)))]
-    return draw_split_scene(n, settings.split, rng), rng
+def _scene(sizes: Sequence[int], split: str, rng: np.random.Generator) -> Scene:
+    return draw_split_scene(sizes[int(rng.integers(len(sizes)))], split, rng)
 
 
-def _offers(scene: Scene, kinds: tuple[str, ...], rng: np.random.Generator) -> list[Candidate]:
-    return [c for kind in kinds for c in KINDS[kind].offers(scene, rng)]
+def _offers(scene: Scene, rng: np.random.Generator, kind: str) -> list[Candidate]:
+    return KINDS[kind].offers(scene, rng)
+
+
+def _pilot(open_at: Mapping[int, Sequence[str]]) -> Iterator[list[Candidate]]:
+    """What pilot scenes offer; the same for every seed and split, so that all ask for the same answers."""
+    for i in range(PILOT_SCENES):
+        rng = generator("image", "pilot", i)
+        scene = _scene(sorted(open_at), "train", rng)
+        yield [c for kind in open_at[len(scene.things)] for c in _offers(scene, rng, kind)]
 
 
 def _ask(
@@ -66,9 +71,7 @@ def _ask(
             Question(kind.name, d.text, d.problem_type, d.answers, d.thought, difficulty, d.options, evidence)
         )
     png = draw_png(scene, layout, rng)
-    return SceneItem(
-        f"{settings.split}-{settings.seed}-{index:06d}", (("image", "png", png),), tuple(questions)
-    )
+    return SceneItem(f"{settings.stream}-{index:06d}", (("image", "png", png),), tuple(questions))
 
 
 def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
@@ -82,16 +85,13 @@ def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
     )
     if not open_at:
         raise ValueError(f"world image: {impossible}")
-    sizes = sorted(open_at)
-    pilot = (_nth_scene(sizes, settings, "pilot", i) for i in range(PILOT_SCENES))
-    balance = Balance(pilot_keys(_offers(scene, open_at[len(scene.things)], rng) for scene, rng in pilot))
+    balance = Balance(pilot_keys(_pilot(open_at)))
     index = dry = 0
     while dry < DRY_SCENES:
-        scene, rng = _nth_scene(sizes, settings, "scene", index)
+        rng = generator("image", settings.seed, settings.split, index)
+        scene = _scene(sorted(open_at), settings.split, rng)
         kinds = open_at[len(scene.things)]
-        chosen = balance.choose(
-            kinds, lambda k, s=scene, r=rng: KINDS[k].offers(s, r), QUESTIONS_PER_SCENE, rng
-        )
+        chosen = balance.choose(kinds, partial(_offers, scene, rng), QUESTIONS_PER_SCENE, rng)
         if chosen:
             yield _ask(scene, chosen, index, settings, rng)
         dry = 0 if chosen else dry + 1

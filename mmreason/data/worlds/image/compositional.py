@@ -191,7 +191,7 @@ def _absent(scene: Scene, n: int, rng: Rng) -> list[Term]:
 
 
 def which_offers(scene: Scene, rng: Rng) -> list[Candidate]:
-    """Four named objects of which k are there; weighted so that every subset of options is equally often right."""
+    """Four named objects, k of them there; the weights make every subset of options equally often right."""
     present = [term for term in OBJECT_TERMS if scene.count(term)]
     offers = []
     for k in range(1, min(SHOWN, len(present)) + 1):

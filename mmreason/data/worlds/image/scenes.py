@@ -85,8 +85,8 @@ def split_of(scene: Scene) -> str:
 def draw_scene(n: int, rng: np.random.Generator) -> Scene:
     """n things in distinct cells.
 
-    Colours and shapes follow uneven shares drawn per scene, so that high counts, ties and things that stand alone
-    all occur; the shares treat all colours and all shapes alike.
+    Colours and shapes follow uneven shares drawn per scene, so that high counts, ties and things that stand
+    alone all occur; the shares treat all colours and all shapes alike.
     """
     cells = rng.choice(SIDE * SIDE, size=n, replace=False)
     colours = rng.choice(len(COLOURS), size=n, p=rng.dirichlet([0.8] * len(COLOURS)))
