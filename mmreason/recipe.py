@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode
 
-from mmreason.schema import STAGES, Recipe, unresolved_names
+from mmreason.schema import STAGES, Recipe, SourceConfig, unresolved_names
 
 KINDS: dict[type, str] = {
     str: "text", bool: "true/false", int: "an integer", float: "a number", list: "a list", dict: "a mapping",
@@ -93,6 +93,28 @@ def build_recipe(raw: Any, overrides: Sequence[str] = (), *, name: str = "recipe
     if problems:
         raise RecipeError(name, problems)
     return recipe
+
+
+def sources_of(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, SourceConfig]:
+    """The data sources that are right by themselves in a recipe that may be wrong elsewhere."""
+    if not Path(path).is_file():
+        return {}
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError):
+        return {}
+    if not isinstance(tree, dict):
+        return {}
+    for text in overrides:
+        _apply(tree, text)
+    sources = {}
+    for name, entry in tree["data"].items() if isinstance(tree.get("data"), dict) else ():
+        try:
+            text = json.dumps(entry, default=str)
+            sources[str(name)] = SourceConfig.model_validate_json(text, strict=True)
+        except ValidationError:  # named already by load_recipe
+            continue
+    return sources
 
 
 def dump_recipe(recipe: Recipe) -> str:

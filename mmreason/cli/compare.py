@@ -22,8 +22,6 @@ def compare_recipes(
     `{"runs": [{recipe, seed, output_dir, accuracy}], "recipes": {name: {mean, low, high, n, difference}}}`, the
     difference being the mean over seeds of this recipe less the first one with the same seed.
     """
-    from mmreason.api import train
-
     names = [path.stem for path in recipes]
     if len(set(names)) != len(names):
         raise ValueError(f"compare: two recipes share a file name, which names their runs; got {names}")
@@ -36,10 +34,13 @@ def compare_recipes(
         for path in recipes
         for seed in range(seeds)
     ]  # every recipe is read before the first run starts
+    unmeasured = sorted({name for name, _, recipe in plan if not recipe.eval.data})
+    if unmeasured:
+        raise ValueError(f"compare: {unmeasured} have no eval.data, so there is nothing to compare them by")
+    from mmreason.api import train
+
     runs = []
     for name, seed, recipe in plan:
-        if not recipe.eval.data:
-            raise ValueError(f"compare: {name} has no eval.data, so there is nothing to compare it by")
         train(recipe)
         accuracy = _final_accuracy(Path(recipe.output_dir), recipe.stages[-1].name)
         runs.append({"recipe": name, "seed": seed, "output_dir": recipe.output_dir, "accuracy": accuracy})

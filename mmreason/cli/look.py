@@ -5,11 +5,14 @@ from __future__ import annotations
 import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmreason.cli.common import JsonFile, emit, json_only, show
+
+if TYPE_CHECKING:
+    from mmreason.types import MediaKind
 
 
 def eval_(
@@ -66,6 +69,29 @@ def score(
         for problem in (p for result in results.values() for p in result["problems"]):
             print(problem)
     emit(json, results)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model folder or hub name")],
+    question: Annotated[str, typer.Argument(help="what to ask")],
+    image: Annotated[list[Path] | None, typer.Option(help="a picture; may be given several times")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="a video")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="a recording")] = None,
+    max_completion_length: Annotated[int, typer.Option(min=1, help="new tokens at most")] = 256,
+    system_prompt: Annotated[str | None, typer.Option(help="the system turn")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Ask a model one question about pictures."""
+    given: dict[MediaKind, list[Path]] = {"image": image or [], "video": video or [], "audio": audio or []}
+    with json_only(json):
+        from mmreason.cli.chat import answer
+
+        media = [(kind, path) for kind, paths in given.items() for path in paths]
+        text = answer(
+            model, question, media, max_completion_length=max_completion_length, system_prompt=system_prompt
+        )
+        print(text)
+    emit(json, {"model": model, "question": question, "completion": text})
 
 
 def methods(json: JsonFile = None) -> None:
@@ -128,5 +154,5 @@ def _number(value: float | None) -> str:
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command("eval")(eval_)
-    for function in (score, methods, tool, bench):
+    for function in (score, chat, methods, tool, bench):
         app.command()(function)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmreason.cli.common import JsonFile, emit
+from mmreason.cli.common import JsonFile, emit, json_only
 
 data = typer.Typer(help="Procedural multimodal data with ground truth.", no_args_is_help=True)
 
@@ -51,18 +51,34 @@ def make(
 
 def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")], json: JsonFile = None) -> None:
     """Rebuild report.html of a run directory."""
-    from mmreason.report import write_report
-
     if not run_dir.is_dir():
         raise ValueError(f"report: no run directory {str(run_dir)!r}")
+    from mmreason.report import write_report
+
     page = write_report(run_dir)
     if json != "-":
         print(f"report: {page}")
     emit(json, {"report": str(page)})
 
 
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint-N, stages/NAME or model folder")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    json: JsonFile = None,
+) -> None:
+    """Write a checkpoint as a plain-transformers model, adapters merged."""
+    if not checkpoint.is_dir():
+        raise ValueError(f"export: no checkpoint folder {str(checkpoint)!r}")
+    from mmreason.cli.export import export as write
+
+    with json_only(json):
+        folder = write(checkpoint, out)
+        print(f"model: {folder}")
+    emit(json, {"model": str(folder)})
+
+
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.add_typer(data, name="data")
-    for function in (report,):
+    for function in (report, export):
         app.command()(function)

@@ -26,11 +26,12 @@ def train(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None
 
 def validate(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None) -> None:
     """Check everything that can be known before training; exit 1 and a list when something is wrong."""
-    from mmreason.recipe import load_recipe
-    from mmreason.validate import validate as check
-
+    if not recipe.is_file():
+        raise ValueError(f"validate: no recipe {str(recipe)!r}")
     with json_only(json):
-        report = check(load_recipe(recipe, overrides or []))
+        from mmreason.validate import validate_file
+
+        report = validate_file(recipe, overrides or [])
         show(report.table())
     emit(json, report.as_dict())
     if report.problems:

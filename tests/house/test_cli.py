@@ -45,7 +45,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     "arguments, said",
     [
         (["train", "no_such.yaml"], "no_such.yaml: 1 problem"),
-        (["validate", "no_such.yaml"], "no_such.yaml: 1 problem"),
+        (["validate", "no_such.yaml"], "no recipe 'no_such.yaml'"),
         (["launch", "no_such.yaml", "--nproc", "2"], "no_such.yaml: 1 problem"),
         (["compare", "no_such.yaml"], "no_such.yaml: 1 problem"),
         (["report", "no_such_run"], "no run directory 'no_such_run'"),

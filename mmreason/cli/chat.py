@@ -1,0 +1,35 @@
+"""`mmreason chat`: one question to a model, with media."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmreason.data.media import MediaLimits, decode
+from mmreason.model.load import load_model
+from mmreason.plugins import load_plugins
+from mmreason.render import Renderer
+from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.schema import ModelConfig
+from mmreason.types import MediaKind, MediumRef, Message, Part, Sample
+
+
+def answer(
+    model: str,
+    question: str,
+    media: list[tuple[MediaKind, Path]],
+    *,
+    max_completion_length: int,
+    system_prompt: str | None = None,
+) -> str:
+    """The model's greedy completion of one user turn: the media in the order given, then the question."""
+    load_plugins()
+    loaded = load_model(ModelConfig(model_name_or_path=model), texts=lambda: (), seed=0)
+    renderer = Renderer(loaded.processor, system_prompt=system_prompt)
+    refs = tuple(MediumRef(kind, path.name, root=str(path.parent)) for kind, path in media)
+    parts = tuple(Part(ref.kind, medium=i) for i, ref in enumerate(refs))
+    turn = Message("user", (*parts, Part("text", text=question)))
+    sample = Sample("chat:1", "chat", (turn,), refs)
+    prompt = renderer.prompt(sample, [decode(ref, MediaLimits()) for ref in refs])
+    params = SamplingParams(max_completion_length, greedy=True)
+    (group,) = generate(loaded.model, loaded.family, renderer, [prompt], 1, params)
+    return group[0].text

@@ -1,0 +1,274 @@
+"""Everything that can be known before training, all problems at once: rows, media, rendering, rewards, memory.
+
+`validate` uses the parts that training uses (the same loader, renderer, verifier and rewards), on a bounded number of
+rows where the work is large. What it cannot know it labels: memory is an estimate.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group as Lines
+from rich.table import Table
+
+from mmreason.data.media import MediaError, MediaLimits, decode
+from mmreason.data.sources import check_source, load_rows
+from mmreason.data.transforms import supervised, target_text
+from mmreason.evaluate.rows import bare_group
+from mmreason.memory import Memory, estimate
+from mmreason.model.load import Loaded, load_model
+from mmreason.plugins import load_plugins
+from mmreason.recipe import RecipeError, load_recipe, sources_of
+from mmreason.render import Renderer, RenderError
+from mmreason.rewards import REWARDS, reward_problems, score_group, user_rewards
+from mmreason.schema import GRPOStage, Recipe, SFTStage, SourceConfig, StageConfig
+from mmreason.train.prepare import training_texts
+from mmreason.types import Sample
+
+RENDERED_ROWS = 32  # rows of each source that are decoded and rendered, evenly spread
+WORLD_ROWS = 64  # rows of a world that are made; all of them come from the same code
+NAMED_PROBLEMS = 20  # of one kind in one source; the rest is counted
+FULL_MARKS = ("exact", "subset", "jaccard", "f1", "blend", "numeric", "format")  # 1.0 on the gold answer
+
+
+@dataclass
+class Report:
+    """What validation found. Sound when `problems` is empty.
+
+    Example: `Report("recipes/debug.yaml").as_dict()["ok"]` is True.
+    """
+
+    name: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was not checked, and why
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows, media, prompt and target tokens
+    rewards: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # stage -> reward -> mean on gold answers
+    memory: dict[str, Memory] = field(default_factory=dict)  # stage -> estimate
+
+    def add(self, problems: Sequence[str]) -> None:
+        """Take up problems of one kind: the first NAMED_PROBLEMS by name, the rest as a number."""
+        self.problems += problems[:NAMED_PROBLEMS]
+        if len(problems) > NAMED_PROBLEMS:
+            self.problems.append(f"... and {len(problems) - NAMED_PROBLEMS} more like the last one")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        memory = {name: m.as_dict() for name, m in self.memory.items()}
+        parts = {"sources": self.sources, "rewards_on_gold": self.rewards, "memory_estimate": memory}
+        return {
+            "recipe": self.name,
+            "ok": not self.problems,
+            "problems": self.problems,
+            "notes": self.notes,
+            **parts,
+        }
+
+    def table(self) -> Lines:
+        """The report as rich tables, problems last."""
+        lines: list[Any] = []
+        if self.sources:
+            rows = Table("source", "rows", "media", "prompt tokens", "target tokens", title="data")
+            for name, s in self.sources.items():
+                rows.add_row(name, str(s["rows"]), str(s["media"]), _range(s["prompt"]), _range(s["target"]))
+            lines.append(rows)
+        if self.rewards:
+            marks = Table("stage", "reward", "on the gold answers", title="rewards")
+            for stage, means in self.rewards.items():
+                for name, value in means.items():
+                    marks.add_row(stage, name, "does not apply" if value is None else f"{value:.3f}")
+            lines.append(marks)
+        if self.memory:
+            parts = Table(
+                "stage", *Memory.PARTS, "sum", title="memory of one process in GB (a rough estimate)"
+            )
+            for stage, m in self.memory.items():
+                parts.add_row(stage, *(f"{v / 1e9:.2f}" for v in [*m.parts(), m.total]))
+            lines.append(parts)
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        count = len(self.problems)
+        lines.append(
+            f"{self.name}: " + ("ready to train" if not count else f"{count} problem{'s' * (count != 1)}")
+        )
+        return Lines(*lines)
+
+
+def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
+    """Validate a recipe file. A recipe that is wrong itself still has its readable sources checked."""
+    try:
+        recipe = load_recipe(path, overrides)
+    except RecipeError as error:
+        report = Report(str(path), list(error.problems))
+        with tempfile.TemporaryDirectory() as folder:
+            for name, cfg in sources_of(path, overrides).items():
+                _read(name, cfg, Path(folder), report)
+        report.notes.append("rendering, rewards and memory are checked once the recipe itself is sound")
+        return report
+    return validate(recipe, name=str(path))
+
+
+def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
+    """Check a recipe that parses: plugins, trackers, rows, media, template and token counts, rewards, memory."""
+    report = Report(name)
+    _attempt(report, lambda: load_plugins(recipe.plugins))
+    for package in {"tensorboard", "wandb"} & set(recipe.report_to):
+        if importlib.util.find_spec(package) is None:
+            report.add([f"report_to: {package} is not installed; pip install 'mmreason[tracking]'"])
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {n: _read(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
+        for stage in recipe.stages:
+            if isinstance(stage, GRPOStage):
+                _rewards(stage, sources, report)
+        loaded = _attempt(report, lambda: _load(recipe, sources))
+        if loaded is None:
+            report.notes.append("rendering and memory are checked once the model loads")
+            return report
+        for source, samples in sources.items():
+            _render(recipe, loaded, source, samples, report)
+    for stage in recipe.stages:
+        report.memory[stage.name] = estimate(loaded, recipe, stage, *_longest(report, stage))
+    return report
+
+
+def _attempt(report: Report, work: Callable[[], Any]) -> Any:
+    """The result of `work`, or None with its complaint in the report."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:  # what a user's mistake raises, here and in transformers
+        report.add([str(error)])
+        return None
+
+
+def _read(name: str, cfg: SourceConfig, folder: Path, report: Report) -> list[Sample]:
+    """The rows of a source, its problems in the report. Of a world a few are made, in `folder`."""
+    if cfg.world is not None:
+        cfg = cfg.model_copy(update={"count": min(cfg.count, WORLD_ROWS)})
+    problems = check_source(name, cfg, folder / name)
+    report.add(problems)
+    samples = [] if problems else load_rows(name, cfg, folder / name)
+    media = sum(len(sample.media) for sample in samples)
+    report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
+    return samples
+
+
+def _load(recipe: Recipe, sources: dict[str, list[Sample]]) -> Loaded:
+    return load_model(recipe.model, texts=lambda: training_texts(sources), seed=recipe.seed)
+
+
+# --- rewards
+
+
+def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Report) -> None:
+    """Full marks for every gold answer; a verifier that misses its own truth would punish the right answer."""
+    where = f"stages.{stage.name}"
+    functions = _attempt(report, lambda: user_rewards(stage.reward_funcs))
+    if functions is None:
+        return
+    wrong = reward_problems(stage.reward_funcs, stage.reward_weights, stage.reward_args, functions)
+    report.add([f"{where}.reward_funcs: {problem}" for problem in wrong])
+    if wrong:
+        return
+    values: dict[str, list[float]] = {name: [] for name in stage.reward_funcs}
+    problems: list[str] = []
+    for sample in (s for name in dict.fromkeys(stage.data) for s in sources[name]):
+        if sample.solution is None:
+            problems.append(f"{where}: row {sample.id} has no solution, so no reward can judge it; give one")
+            continue
+        group = bare_group(sample, [target_text(sample, "none")])
+        scored, said = score_group(
+            group, stage.reward_funcs, stage.reward_weights, stage.reward_args, functions
+        )
+        problems += said
+        gold = scored.trajectories[0]
+        if gold.accuracy != 1.0:
+            problems.append(
+                f"{where}: row {sample.id}: its own solution {sample.solution!r} is judged {gold.accuracy}"
+            )
+        for name, value in gold.rewards.items():
+            if value is not None:
+                values[name].append(value)
+            if name in REWARDS and name in FULL_MARKS and value not in (None, 1.0):
+                problems.append(
+                    f"{where}: row {sample.id}: reward {name} gives its own solution {value}, not 1"
+                )
+    report.add(problems)
+    report.rewards[stage.name] = {name: sum(v) / len(v) if v else None for name, v in values.items()}
+
+
+# --- media, template, token counts
+
+
+def _render(recipe: Recipe, loaded: Loaded, source: str, samples: Sequence[Sample], report: Report) -> None:
+    """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
+    limits = MediaLimits(
+        max_image_pixels=recipe.max_image_pixels,
+        min_pixels=recipe.model.min_pixels,
+        max_pixels=recipe.model.max_pixels,
+    )
+    renderer = Renderer(loaded.processor, system_prompt=recipe.system_prompt)
+    stages = [s for s in recipe.stages if source in [*s.data, *s.replay]]
+    prompts: list[int] = []
+    targets: list[int] = []
+    problems: list[str] = []
+    for sample in _spread(samples, RENDERED_ROWS):
+        try:
+            media = [decode(ref, limits) for ref in sample.media]
+            prompt = len(renderer.prompt(sample, media))
+            prompts.append(prompt)
+            for stage in stages:
+                if prompt > stage.max_prompt_length:
+                    problems.append(
+                        f"stages.{stage.name}: row {sample.id} has a prompt of {prompt} tokens, over max_prompt_length="
+                        f"{stage.max_prompt_length}; raise it, or lower max_pixels"
+                    )
+                if isinstance(stage, SFTStage):
+                    row = supervised(sample, stage.rationale, 0.0, recipe.seed)
+                    full = len(renderer.full(row, media))
+                    targets.append(full - prompt)
+                    if full > stage.max_length:
+                        problems.append(
+                            f"stages.{stage.name}: row {sample.id} has {full} tokens, over max_length="
+                            f"{stage.max_length}"
+                        )
+        except (MediaError, RenderError, ValueError) as error:
+            problems.append(str(error))
+    report.add(list(dict.fromkeys(problems)))
+    report.sources[source] |= {"prompt": _spans(prompts), "target": _spans(targets)}
+
+
+def _longest(report: Report, stage: StageConfig) -> tuple[int, int]:
+    """The longest prompt and target that were rendered for a stage; the stage's limits where nothing was."""
+    used = [report.sources[name] for name in [*stage.data, *stage.replay]]
+    prompts = [s["prompt"]["max"] for s in used if s["prompt"]]
+    targets = [s["target"]["max"] for s in used if s["target"]]
+    written = stage.max_completion_length if isinstance(stage, GRPOStage) else max(targets, default=0)
+    return max(prompts, default=stage.max_prompt_length), written
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` samples at even distances, the first and last among them."""
+    if len(samples) <= count:
+        return list(samples)
+    return [samples[i * (len(samples) - 1) // (count - 1)] for i in range(count)]
+
+
+def _spans(lengths: Sequence[int]) -> dict[str, float] | None:
+    if not lengths:
+        return None
+    return {
+        "min": min(lengths),
+        "mean": sum(lengths) / len(lengths),
+        "max": max(lengths),
+        "rows": len(lengths),
+    }
+
+
+def _range(spans: Mapping[str, float] | None) -> str:
+    return "-" if spans is None else f"{spans['min']} to {spans['max']} ({spans['rows']} rows rendered)"
