@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
         """As the parent's, with duplicate keys refused: the last one would win silently."""
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if key in seen and key != "<<":
                 raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,8 +167,13 @@ def test_a_key_given_twice_is_refused(good: Path) -> None:
     assert "'seed' was given before" in problems(good)[0]
 
 
-def test_the_file_is_not_changed_by_overrides_in_memory() -> None:
-    raw = {"output_dir": "x", "model": {"model_name_or_path": "m"}, "data": {"d": {"path": "p"}}}
-    raw["stages"] = [{"type": "sft", "name": "s", "data": ["d"]}]  # type: ignore[assignment]
+def test_overrides_leave_the_given_mapping_as_it_was() -> None:
+    stage: dict[str, Any] = {"type": "sft", "name": "s", "data": ["d"]}
+    raw = {
+        "output_dir": "x",
+        "model": {"model_name_or_path": "m"},
+        "data": {"d": {"path": "p"}},
+        "stages": [stage],
+    }
     assert build_recipe(raw, ["stages.s.max_steps=3"]).stages[0].max_steps == 3
-    assert "max_steps" not in raw["stages"][0]  # type: ignore[index]
+    assert "max_steps" not in stage
