@@ -67,7 +67,9 @@ def test_verify_needs_a_truth_and_a_known_type():
         verify(sample("A", "riddle"), tagged("A"))
 
 
-@pytest.mark.parametrize("text", ["", ".", "-", "3 m", "1/0", "1,20", "inf", "nan", "1e9999", "9" * 65, "2+2"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "-", "3 m", "1/0", "1,20", "inf", "nan", "1e9999", "9" * 65, "2+2"]
+)
 def test_what_is_not_a_number(text: str):
     assert parse_number(text) is None
 
