@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_none_is_not_zero():
 
 
 def test_a_users_function_sees_the_columns():
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def probe(completions, solution, **columns):
         seen.update(columns, solution=solution, completions=completions)
@@ -93,7 +94,7 @@ def test_a_wrong_length_stops(returned):
 
 
 def test_tensors_and_explicit_none_are_fine():
-    functions = {
+    functions: dict[str, Any] = {
         "tensor": lambda completions, **columns: torch.tensor([0.5, 0.25]),
         "none": lambda completions, **columns: [None, np.float32(2.0)],
     }

@@ -1,0 +1,35 @@
+"""Every line of the catalogue can be written into a recipe, and every switch of a recipe is in the catalogue."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmreason.catalogue import METHODS
+from mmreason.rewards import REWARDS
+from mmreason.schema import STAGES
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_key_is_accepted_by_a_stage(name: str):
+    method = METHODS[name]
+    key = yaml.safe_load(method.key)
+    accepted = []
+    for kind, stage in STAGES.items():
+        if set(key) <= set(stage.model_fields) and key.get("type", kind) == kind:
+            accepted.append(stage(**{"name": "s", "data": ["d"], "type": kind, **key}))
+    assert accepted, f"no stage takes {method.key!r}"
+    assert method.slots and method.summary.endswith(".")
+    assert not method.paper or re.fullmatch(r"\d{4}\.\d{5}", method.paper)
+    assert method.recipe is None or (RECIPES / method.recipe).is_file()
+
+
+def test_every_reward_but_the_control_is_listed():
+    keys = [yaml.safe_load(m.key) for m in METHODS.values()]
+    listed = {name for key in keys for name in key.get("reward_funcs", [])}
+    assert listed == set(REWARDS) - {"constant"}
