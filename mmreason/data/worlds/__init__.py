@@ -1,7 +1,7 @@
 """Procedural worlds: real media files with exact ground truth, many rows in few files.
 
-`make_world("image", folder, count=1000, seed=0, split="train")` writes `rows.jsonl`, `images-000.zip` and so on
-(stored, not compressed), and `world.json`, the settings that made them. A new world is an entry of `WORLDS`.
+`make_world("image", folder, count=1000, seed=0, split="train")` writes `rows.jsonl`, `images-000.zip` ...
+(stored, not compressed) and `world.json`, the settings that made them. A new world is an entry of `WORLDS`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Scenes offer answers unevenly (a count of 0 is common, of 5 rare). A pilot run finds the answers that scenes
 offer often enough; then a question is asked only while its answer is not ahead of the others of its kind and
-wording. What is left for a reader of the text alone is the best constant answer. The state depends on the scenes
-before and on nothing else, so a longer world begins with the shorter one.
+wording. What is left for a reader of the text alone is the best constant answer. The state depends on the
+scenes before and on nothing else, so a longer world begins with the shorter one.
 """
 
 from __future__ import annotations
