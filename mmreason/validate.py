@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Group as Lines
 from rich.table import Table
 
-from mmreason.data.media import MediaError, MediaLimits, decode
+from mmreason.data.media import MediaError, MediaLimits, check, decode
 from mmreason.data.sources import check_source, load_rows
 from mmreason.data.transforms import supervised, target_text
 from mmreason.evaluate.rows import bare_group
@@ -28,7 +28,7 @@ from mmreason.render import Renderer, RenderError
 from mmreason.rewards import REWARDS, reward_problems, score_group, user_rewards
 from mmreason.schema import GRPOStage, Recipe, SFTStage, SourceConfig, StageConfig
 from mmreason.train.prepare import training_texts
-from mmreason.types import Sample
+from mmreason.types import MediumRef, Sample
 
 RENDERED_ROWS = 32  # rows of each source that are decoded and rendered, evenly spread
 WORLD_ROWS = 64  # rows of a world that are made; all of them come from the same code
@@ -108,7 +108,7 @@ def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         report = Report(str(path), list(error.problems))
         with tempfile.TemporaryDirectory() as folder:
             for name, cfg in sources_of(path, overrides).items():
-                _read(name, cfg, Path(folder), report)
+                _media(name, _read(name, cfg, Path(folder), report), MediaLimits(), report)
         report.notes.append("rendering, rewards and memory are checked once the recipe itself is sound")
         return report
     return validate(recipe, name=str(path))
@@ -123,6 +123,8 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
             report.add([f"report_to: {package} is not installed; pip install 'mmreason[tracking]'"])
     with tempfile.TemporaryDirectory() as folder:
         sources = {n: _read(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
+        limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
+        unreadable = {n: _media(n, samples, limits, report) for n, samples in sources.items()}
         for stage in recipe.stages:
             if isinstance(stage, GRPOStage):
                 _rewards(stage, sources, report)
@@ -130,8 +132,9 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
         if loaded is None:
             report.notes.append("rendering and memory are checked once the model loads")
             return report
-        for source, samples in sources.items():
-            _render(recipe, loaded, source, samples, report)
+        renderer = _attempt(report, lambda: Renderer(loaded.processor, system_prompt=recipe.system_prompt))
+        for source, samples in sources.items() if renderer is not None else ():
+            _render(recipe, renderer, source, [s for s in samples if s.id not in unreadable[source]], report)
     for stage in recipe.stages:
         report.memory[stage.name] = estimate(loaded, recipe, stage, *_longest(report, stage))
     return report
@@ -156,6 +159,30 @@ def _read(name: str, cfg: SourceConfig, folder: Path, report: Report) -> list[Sa
     media = sum(len(sample.media) for sample in samples)
     report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
     return samples
+
+
+def _media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> set[str]:
+    """Open every medium and read its header. Returns the ids of the rows whose media cannot be used."""
+    problems: dict[str, str] = {}
+    seen: dict[tuple[str, str], str | None] = {}  # several questions may share a picture
+    for sample in samples:
+        for ref in sample.media:
+            key = (ref.root, ref.path)
+            if ref.content is not None or key not in seen:
+                seen[key] = _header_problem(ref, limits)
+            complaint = seen[key]
+            if complaint is not None:
+                problems[sample.id] = f"data.{name}: row {sample.id}: {complaint}"
+    report.add(list(problems.values()))
+    return set(problems)
+
+
+def _header_problem(ref: MediumRef, limits: MediaLimits) -> str | None:
+    try:
+        check(ref, limits)
+    except MediaError as error:
+        return str(error)
+    return None
 
 
 def _load(recipe: Recipe, sources: dict[str, list[Sample]]) -> Loaded:
@@ -205,14 +232,11 @@ def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Repo
 # --- media, template, token counts
 
 
-def _render(recipe: Recipe, loaded: Loaded, source: str, samples: Sequence[Sample], report: Report) -> None:
+def _render(
+    recipe: Recipe, renderer: Renderer, source: str, samples: Sequence[Sample], report: Report
+) -> None:
     """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
-    limits = MediaLimits(
-        max_image_pixels=recipe.max_image_pixels,
-        min_pixels=recipe.model.min_pixels,
-        max_pixels=recipe.model.max_pixels,
-    )
-    renderer = Renderer(loaded.processor, system_prompt=recipe.system_prompt)
+    limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
     stages = [s for s in recipe.stages if source in [*s.data, *s.replay]]
     prompts: list[int] = []
     targets: list[int] = []

@@ -1,0 +1,182 @@
+"""`validate`: a sound recipe is ready; of a bad one every problem is listed at once, by row or key."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mmreason.memory import Memory, estimate
+from mmreason.model.family import Family
+from mmreason.model.load import Loaded
+from mmreason.recipe import build_recipe
+from mmreason.validate import validate, validate_file
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = {
+    "assemble": {
+        "vision": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "patch_size": 16,
+        },
+        "llm": {
+            "model_type": "qwen3",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+        },
+    }
+}
+SFT = {"type": "sft", "name": "sft", "data": ["mine"], "rationale": "none"}
+GRPO = {"type": "grpo", "name": "grpo", "data": ["mine"]}
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    good = {"problem": "<image>Which colour?", "images": ["good.png"], "solution": "red"}
+    return good | {"problem_type": "single_choice", "options": ["red", "blue"]} | changes
+
+
+def recipe(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    Image.new("RGB", (32, 32), "red").save(folder / "good.png")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    whole = {
+        "output_dir": str(folder / "run"),
+        "model": MODEL,
+        "data": {"mine": {"path": str(folder / "rows.jsonl")}},
+    }
+    return whole | {"stages": [SFT, GRPO]} | changes
+
+
+def check(folder: Path, rows: list[dict[str, Any]], *overrides: str, **changes: Any) -> list[str]:
+    return validate(build_recipe(recipe(folder, rows, **changes), overrides)).problems
+
+
+def test_a_sound_recipe_is_ready_and_writes_nothing(tmp_path: Path) -> None:
+    report = validate(build_recipe(recipe(tmp_path, [row()] * 3)))
+    assert report.problems == [] and report.as_dict()["ok"]
+    assert report.sources["mine"]["rows"] == 3
+    assert report.rewards["grpo"] == {"exact": 1.0, "format": 1.0}
+    assert report.memory["grpo"].kv_cache > 0 and report.memory["sft"].kv_cache == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Image.new("1", (5000, 5000)).save(tmp_path / "huge.png")
+    rows = [
+        row(),
+        row(images=["broken.png"]),
+        row(images=["absent.png"]),
+        row(images=["huge.png"]),
+        row(images=["../outside.png"]),
+    ]
+    problems = "\n".join(check(tmp_path, rows))
+    for name in ("broken.png", "absent.png", "huge.png", "../outside.png"):
+        assert name in problems
+    for line in (2, 3, 4, 5):
+        assert f"mine:{line}" in problems
+    assert "mine:1:" not in problems
+
+
+def test_rows_that_contradict_themselves_are_named_at_once(tmp_path: Path) -> None:
+    rows = [
+        row(),
+        row(problem="<image><image>Which colour?"),
+        row(solution=""),
+        row(solution="green"),
+        row(problem_type="essay"),
+    ]
+    problems = check(tmp_path, rows)
+    for line in (2, 3, 4, 5):
+        assert any(f"mine:{line}" in p for p in problems), (line, problems)
+
+
+def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
+    problems = check(tmp_path, [row()], "stages.grpo.max_prompt_length=3", "stages.sft.max_length=4")
+    assert any("stages.grpo" in p and "max_prompt_length=3" in p for p in problems)
+    assert any("stages.sft" in p and "max_length=4" in p for p in problems)
+    assert any("exakt" in p for p in check(tmp_path, [row()], "stages.grpo.reward_funcs=[exakt]"))
+    assert any("structured" in p for p in check(tmp_path, [row()], "stages.sft.rationale=structured"))
+    assert any(
+        "no_such.py" in p for p in check(tmp_path, [row()], "stages.grpo.reward_funcs=['no_such.py:f']")
+    )
+    assert any("none.jinja" in p for p in check(tmp_path, [row()], "model.chat_template=none.jinja"))
+
+
+def test_a_missing_file_a_missing_model_and_a_missing_plugin_together(tmp_path: Path) -> None:
+    overrides = ["data.mine.path=nowhere.jsonl", "model.assemble=null", "model.model_name_or_path=./no/model"]
+    problems = "\n".join(check(tmp_path, [row()], *overrides, "plugins=[mmreason_nothing]"))
+    for name in ("nowhere.jsonl", "./no/model", "mmreason_nothing"):
+        assert name in problems
+
+
+def test_grpo_rows_need_a_solution(tmp_path: Path) -> None:
+    told = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}
+    assert any("solution" in p for p in check(tmp_path, [told], stages=[GRPO]))
+    assert check(tmp_path, [told], stages=[SFT]) == []
+
+
+def test_a_wrong_recipe_still_has_its_rows_checked(tmp_path: Path) -> None:
+    whole = recipe(tmp_path, [row(), row(images=["absent.png"])]) | {"sed": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(whole))  # JSON is YAML
+    report = validate_file(path)
+    assert any("did you mean 'seed'?" in p for p in report.problems)
+    assert any("absent.png" in p for p in report.problems)
+
+
+def test_the_command_exits_1_with_the_list_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(tmp_path, [row(), row(images=["absent.png"])])))
+    command = [sys.executable, "-m", "mmreason.cli", "validate", str(path), "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert not result["ok"] and any("absent.png" in p for p in result["problems"])
+    assert "absent.png" in done.stderr and "Traceback" not in done.stderr
+    sound = [*command[:-2], "data.mine.limit=1"]
+    assert subprocess.run(sound, capture_output=True, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["debug", "quickstart"])
+def test_the_shipped_recipes_are_ready(name: str) -> None:
+    report = validate_file(ROOT / "recipes" / f"{name}.yaml")
+    assert report.problems == []
+
+
+def test_the_memory_estimate_is_the_hand_computed_one() -> None:
+    class Text:
+        num_hidden_layers, hidden_size, vocab_size = 2, 8, 100
+        num_attention_heads, num_key_value_heads, head_dim = 2, 1, 4
+
+    model = torch.nn.Linear(10, 100, bias=False)
+    model.config = type("Config", (), {"get_text_config": lambda self: Text()})()  # type: ignore[assignment]
+    loaded = Loaded(model, None, Family.__new__(Family))  # type: ignore[arg-type]
+    sizes = {"per_device_train_batch_size": 4, "num_generations": 2}
+    whole = build_recipe(
+        {
+            "output_dir": "x",
+            "model": MODEL,
+            "data": {"mine": {"path": "p"}},
+            "stages": [SFT | {"per_device_train_batch_size": 4}, GRPO | sizes | {"beta": 0.1}],
+        }
+    )
+    sft, grpo = (estimate(loaded, whole, stage, 6, 4) for stage in whole.stages)
+    # 1,000 float32 parameters; 40 tokens x (2 layers x 8 x 17 values x 4 bytes + 100 x 4 bytes x 3)
+    assert sft == Memory(4000, 4000, 8000, 0, 40 * (1088 + 1200), 0)
+    # keys and values: 40 tokens x 2 layers x 2 x 1 head x 4 x 4 bytes
+    assert grpo == Memory(4000, 4000, 8000, 4000, 40 * (1088 + 1200), 40 * 64)
+    assert grpo.total == 4000 + 8000 + 4000 + 4000 + 40 * (1088 + 1200)
