@@ -49,6 +49,8 @@ class DecodedMedium:
     timestamps: np.ndarray | None = None  # float64 [F], seconds
     waveform: np.ndarray | None = None  # float32 [S], mono, -1..1
     sampling_rate: int | None = None  # Hz
+    min_pixels: int | None = None  # the recipe's bounds for processors of free picture size; None: the processor's own
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,351 @@
+"""One row of a file -> one Sample; what does not fit is named by row and column.
+
+Two shapes of a row: `messages` with typed content parts, or text (`messages`, `problem`, `prompt` or `question`)
+with `<image>`, `<video>`, `<audio>` markers beside lists `images`, `videos`, `audios`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from mmreason.types import PROBLEM_TYPES, MediaKind, MediumRef, Message, Part, Sample
+
+KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
+ROLES = ("system", "user", "assistant", "tool")
+STYLES = ("structured", "free")
+TEXT_COLUMNS = ("problem", "prompt", "question")
+LIST_COLUMNS = {f"{kind}s": kind for kind in KINDS}
+_MARKER = re.compile("(<(?:image|video|audio)>)")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_USED = {
+    "id", "messages", "solution", "answer", "problem_type", "options", "rationale", "evidence", "difficulty",
+    *TEXT_COLUMNS, *LIST_COLUMNS,
+}  # fmt: skip
+
+
+class RowError(ValueError):
+    """A row, or a file of rows, that does not fit; names the row, what was got, what is allowed, what to do."""
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where a row comes from, for messages and media."""
+
+    source: str
+    line: int
+    root: str
+
+    def error(self, text: str) -> RowError:
+        """The error of this row."""
+        return RowError(f"data.{self.source}, row {self.line}: {text}")
+
+
+def parse_row(row: Mapping[str, Any] | str, *, source: str, line: int, root: str) -> Sample:
+    """One row -> Sample. A string is a line of JSON.
+
+    Args:
+        source: the recipe's name of the data; `Sample.source`.
+        line: the row's number in its file, from 1.
+        root: the folder that media paths are relative to and must stay inside.
+
+    Raises:
+        RowError: what does not fit, by row and column.
+
+    Example: `{"question": "<image>How many?", "images": ["3.png"], "solution": "2"}`.
+    """
+    where = _Where(source, line, root)
+    if isinstance(row, str):
+        try:
+            row = json.loads(row)
+        except json.JSONDecodeError as error:
+            raise where.error(f"no JSON ({error}); each line is one JSON object") from error
+    if not isinstance(row, Mapping):
+        raise where.error(f"got a {type(row).__name__}; each row is a JSON object")
+    messages, media = _conversation(row, where)
+    options = _options(row.get("options"), where)
+    solution = _solution(row, where)
+    columns = {key: value for key, value in row.items() if key not in _USED}
+    if solution is not None and options:
+        _check_answer(solution, options, where)
+    return Sample(
+        id=_id(row, where),
+        source=source,
+        messages=messages,
+        media=media,
+        solution=solution,
+        problem_type=_problem_type(row.get("problem_type"), solution, options, where),
+        options=options,
+        rationale=_rationale(row.get("rationale"), where),
+        evidence=_evidence(row.get("evidence"), where),
+        difficulty=_difficulty(row.get("difficulty"), where),
+        columns=columns,
+    )
+
+
+def _id(row: Mapping[str, Any], where: _Where) -> str:
+    given = row.get("id")
+    return f"{where.source}:{where.line}" if given is None or given == "" else str(given)
+
+
+# --- messages and media
+
+
+def _conversation(row: Mapping[str, Any], where: _Where) -> tuple[tuple[Message, ...], tuple[MediumRef, ...]]:
+    """Messages with parts that point into the media, which are listed in order of appearance."""
+    raw = row.get("messages")
+    if raw is None:
+        named = [c for c in TEXT_COLUMNS if row.get(c) is not None]
+        if not named:
+            raise where.error(f"no messages; give messages, or one of {', '.join(TEXT_COLUMNS)} as text")
+        raw = row[named[0]]
+    if isinstance(raw, str):
+        raw = [{"role": "user", "content": raw}]
+    if not isinstance(raw, Sequence) or not raw:
+        raise where.error(f"messages: got {_short(raw)}; a list of {{role, content}} is needed")
+    given = {kind: _media_list(row, column, where) for column, kind in LIST_COLUMNS.items()}
+    waiting = {kind: list(items) for kind, items in given.items()}
+    media: list[MediumRef] = []
+    messages = [_message(turn, i, waiting, media, where) for i, turn in enumerate(raw)]
+    for kind, left in waiting.items():
+        if left:
+            used = len(given[kind]) - len(left)
+            raise where.error(
+                f"{used} <{kind}> markers for {len(given[kind])} {kind}s; give one marker in the text for each entry of {kind}s"
+            )
+    if not any(part.type != "text" or part.text.strip() for message in messages for part in message.parts):
+        raise where.error("messages: got no text and no media; the question is empty")
+    return tuple(messages), tuple(media)
+
+
+def _media_list(row: Mapping[str, Any], column: str, where: _Where) -> list[Any]:
+    items = row.get(column)
+    if items is None:
+        return []
+    if isinstance(items, str | bytes | Mapping):
+        return [items]
+    if not isinstance(items, Sequence):
+        raise where.error(f"{column}: got {_short(items)}; a list of paths is needed")
+    return list(items)
+
+
+def _message(
+    turn: Any, index: int, waiting: dict[MediaKind, list[Any]], media: list[MediumRef], where: _Where
+) -> Message:
+    at = f"messages.{index}"
+    if not isinstance(turn, Mapping) or "content" not in turn:
+        raise where.error(f"{at}: got {_short(turn)}; a turn is {{role, content}}")
+    role = turn.get("role")
+    if role not in ROLES:
+        raise where.error(f"{at}.role: got {role!r}; allowed are {', '.join(ROLES)}")
+    content = turn["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise where.error(f"{at}.content: got {_short(content)}; text or a list of typed parts is needed")
+    parts: list[Part] = []
+    for i, part in enumerate(content):
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        parts += _parts(part, f"{at}.content.{i}", waiting, media, where)
+    return Message(role, tuple(parts))
+
+
+def _parts(
+    part: Any, at: str, waiting: dict[MediaKind, list[Any]], media: list[MediumRef], where: _Where
+) -> list[Part]:
+    """One given part -> parts: text is cut at its markers where the row has a list of such media."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("text", *KINDS):
+        raise where.error(f"{at}: got {_short(part)}; a part has type text, image, video or audio")
+    if kind != "text":
+        value = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+        return [_medium(kind, value, at, waiting, media, where)]
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise where.error(f"{at}.text: got {_short(text)}; text is needed")
+    out: list[Part] = []
+    for piece in _MARKER.split(text):
+        if _MARKER.fullmatch(piece):
+            out.append(_medium(piece[1:-1], None, at, waiting, media, where))  # type: ignore[arg-type]
+        elif piece:
+            out.append(Part("text", text=piece))
+    return out
+
+
+def _medium(
+    kind: MediaKind,
+    value: Any,
+    at: str,
+    waiting: dict[MediaKind, list[Any]],
+    media: list[MediumRef],
+    where: _Where,
+) -> Part:
+    """The medium that a part names, or the next of the row's list."""
+    if value is None:
+        if not waiting[kind]:
+            raise where.error(
+                f"{at}: a <{kind}> marker without its medium; there are more markers than entries of {kind}s: give one "
+                f"entry of {kind}s for each marker"
+            )
+        value = waiting[kind].pop(0)
+    if isinstance(value, bytes):
+        value = {"bytes": value}
+    if isinstance(value, Mapping):
+        content, path = value.get("bytes"), value.get("path") or ""
+    else:
+        content, path = None, value
+    if (
+        content is not None
+        and not isinstance(content, bytes)
+        or not isinstance(path, str)
+        or not (path or content)
+    ):
+        raise where.error(f"{at}: got {_short(value)}; a {kind} is a path, or {{bytes, path}} in parquet")
+    media.append(MediumRef(kind, path, root=where.root, content=content))
+    return Part(kind, medium=len(media) - 1)
+
+
+# --- truth
+
+
+def _solution(row: Mapping[str, Any], where: _Where) -> str | None:
+    """The ground truth as one string, tags removed; a list is joined by "," (letters) or ", " (words)."""
+    key = "solution" if row.get("solution") is not None else "answer"
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        items = [str(item).strip() for item in value]
+        text = ("," if all(len(item) == 1 and item.isalpha() for item in items) else ", ").join(items)
+    elif isinstance(value, str | int | float):
+        text = str(value)
+    else:
+        raise where.error(f"{key}: got {_short(value)}; text, a number or a list of answers is needed")
+    found = _ANSWER.search(text)
+    text = (found.group(1) if found else text).strip()
+    if not text.strip(", "):
+        raise where.error(
+            f"{key}: got {_short(value)}, which is empty; give the answer, or leave the column out"
+        )
+    return text
+
+
+def _options(value: Any, where: _Where) -> tuple[str, ...]:
+    """Option texts; letters in front ("A. red") are cut off where every option has its own."""
+    if value is None:
+        return ()
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(o, str) for o in value)
+    ):
+        raise where.error(f"options: got {_short(value)}; a list of texts is needed")
+    cut = [
+        re.match(rf"\s*\(?{chr(ord('A') + i)}[.):]\s*(?=\S)", option) for i, option in enumerate(value[:26])
+    ]
+    if len(value) <= 26 and all(cut):
+        value = [option[match.end() :] for option, match in zip(value, cut, strict=True) if match]
+    if any(not option.strip() for option in value):
+        raise where.error(f"options: got {_short(value)}; an option is empty")
+    if len({_plain(option) for option in value}) != len(value):
+        raise where.error(f"options: got {_short(value)}; two options are the same")
+    return tuple(value)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(" .\"'`")
+
+
+def _check_answer(solution: str, options: Sequence[str], where: _Where) -> None:
+    """Every comma-joined answer is an option's own words, or every one is a letter of an option."""
+    known = {_plain(option) for option in options}
+    pieces = [piece.strip() for piece in solution.split(",") if piece.strip()]
+    letters = [re.sub(r"[().:\s]", "", piece).upper() for piece in pieces]
+    if all(len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(options) for letter in letters):
+        return
+    start = 0
+    while start < len(
+        pieces
+    ):  # an option may hold commas itself: the longest run of pieces that is an option counts
+        end = next(
+            (e for e in range(len(pieces), start, -1) if _plain(", ".join(pieces[start:e])) in known), None
+        )
+        if end is None:
+            end = next(
+                (e for e in range(len(pieces), start, -1) if _plain(",".join(pieces[start:e])) in known), None
+            )
+        if end is None:
+            last = chr(ord("A") + min(len(options), 26) - 1)
+            raise where.error(
+                f"solution: got {pieces[start]!r}; allowed are the options {list(options)} in their own words or the letters "
+                f"A to {last}: mend the solution or the options"
+            )
+        start = end
+
+
+def _problem_type(value: Any, solution: str | None, options: Sequence[str], where: _Where) -> str:
+    """The given type, or what solution and options say."""
+    if value is not None:
+        if value not in PROBLEM_TYPES:
+            near = get_close_matches(str(value), PROBLEM_TYPES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise where.error(f"problem_type: got {value!r}; allowed are {', '.join(PROBLEM_TYPES)}{hint}")
+        return value
+    if options:
+        whole = solution is None or _plain(solution) in {_plain(option) for option in options}
+        return "single_choice" if whole or "," not in (solution or "") else "multi_choice"
+    return "numeric" if solution and re.fullmatch(r"[-+]?[\d,]*\.?\d+%?", solution) else "text"
+
+
+def _rationale(value: Any, where: _Where) -> dict[str, str]:
+    """style -> body of the think block; bare text is in free style."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        value = {"free": value}
+    if not isinstance(value, Mapping):
+        raise where.error(
+            f"rationale: got {_short(value)}; text, or a mapping of {', '.join(STYLES)} is needed"
+        )
+    out: dict[str, str] = {}
+    for style, body in value.items():
+        if body is None:  # parquet fills absent keys
+            continue
+        if style not in STYLES or not isinstance(body, str):
+            raise where.error(
+                f"rationale.{style}: got {_short(body)}; allowed are texts named {', '.join(STYLES)}"
+            )
+        found = _THINK.fullmatch(body)
+        out[style] = found.group(1) if found else body
+    return out
+
+
+def _evidence(value: Any, where: _Where) -> tuple[Mapping[str, Any], ...]:
+    if value is None:
+        return ()
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(e, Mapping) for e in value)
+    ):
+        raise where.error(f"evidence: got {_short(value)}; a list of {{box, label}} or {{span}} is needed")
+    return tuple({k: v for k, v in entry.items() if v is not None} for entry in value)
+
+
+def _difficulty(value: Any, where: _Where) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise where.error(f"difficulty: got {_short(value)}; a number from 0 (easy) to 1 (hard) is needed")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
