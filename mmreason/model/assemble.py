@@ -29,6 +29,7 @@ from mmreason.schema import AssembleConfig
 
 ARCHITECTURE = "mmreason_assembled"
 INIT_KEYS = ("initializer_range", "init_std")  # the names that transformers configs give the same thing
+AUDIO_TYPES = ("whisper", "audio-spectrogram-transformer")
 # only the encoder of an encoder-decoder is used; building it must not cost a large decoder
 NO_DECODER = {
     **{
@@ -185,8 +186,10 @@ def _audio_tower(
 ) -> PreTrainedModel:
     if "pretrained" in entry:
         model = _load(AutoModel, entry, "audio", options, remote)
+        _check_audio(model.config.model_type)
     else:
         config = _fresh_config(entry, "audio", cfg.initializer_range, **NO_DECODER)
+        _check_audio(config.model_type)
         model = AutoModel.from_config(config, **options)
     if not model.config.is_encoder_decoder:
         return model
@@ -195,15 +198,31 @@ def _audio_tower(
     return encoder
 
 
+def _check_audio(model_type: str) -> None:
+    if model_type not in AUDIO_TYPES:
+        raise ValueError(
+            f"model.assemble.audio has model_type {model_type!r}; allowed are {list(AUDIO_TYPES)}"
+        )
+
+
 def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool) -> tuple[Any, int, int]:
     """Image processor, tokens per picture, and pixels a side."""
     if tower is None:
         return _square_processor(cfg.image_size), 0, cfg.image_size
-    size, patch = getattr(tower.config, "image_size", None), getattr(tower.config, "patch_size", None)
-    if not isinstance(size, int) or not isinstance(patch, int):
+    config: Any = tower.config
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    tokens = (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else 0
+    with torch.no_grad():
+        hidden = (
+            tower(torch.zeros(1, 3, size or 1, size or 1, dtype=tower.dtype)).last_hidden_state
+            if tokens
+            else None
+        )
+    if hidden is None or hidden.ndim != 3 or hidden.shape[1] < tokens:
+        made = None if hidden is None else list(hidden.shape)
         raise ValueError(
-            f"model.assemble.vision {tower.config.model_type!r} has image_size {size} and patch_size {patch}; "
-            "a tower of square pictures and square patches is needed, such as SigLIP, CLIP, ViT or DINOv2"
+            f"model.assemble.vision {config.model_type!r} has image_size {size} and patch_size {patch} and makes "
+            f"features {made}; a tower with one feature per square patch is needed, such as SigLIP, CLIP, ViT or DINOv2"
         )
     pretrained = (cfg.vision or {}).get("pretrained")
     processor = _square_processor(size)
@@ -215,7 +234,7 @@ def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool
             own.image_std,
             own.resample,
         )
-    return processor, (size // patch) ** 2, size
+    return processor, tokens, size
 
 
 def _square_processor(size: int) -> Any:
@@ -236,14 +255,9 @@ def _audio_side(entry: dict[str, Any], tower: PreTrainedModel, remote: bool) -> 
             )
         seconds = float(frames // per_second)
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=int(seconds))
-    elif config.model_type == "audio-spectrogram-transformer":
+    else:
         extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
         seconds = config.max_length * 0.01 + 0.015  # frames of 25 ms, one every 10 ms
-    else:
-        raise ValueError(
-            f"model.assemble.audio has model_type {config.model_type!r}; allowed are whisper and "
-            "audio-spectrogram-transformer"
-        )
     if "pretrained" in entry:
         extractor = AutoFeatureExtractor.from_pretrained(entry["pretrained"], trust_remote_code=remote)
     silence = extractor(

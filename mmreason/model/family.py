@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -58,25 +59,21 @@ class Family:
         return max(fits)[1] if fits else "llm"
 
 
-def bare(model: nn.Module) -> PreTrainedModel:
+def bare(model: Any) -> PreTrainedModel:
     """The transformers model inside a PEFT wrapper, or the model itself."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def family_of(model: nn.Module, processor: Any) -> Family:
+def family_of(learner: nn.Module, processor: Any) -> Family:
     """The family of a model, decided by the attributes of its config, never by its name.
 
     Raises:
         ValueError: the config names no placeholder token at all.
     """
-    model = bare(model)
+    model: Any = bare(learner)
     config = model.config
-    placeholders = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
-    placeholders = {kind: token for kind, token in placeholders.items() if token is not None}
+    tokens = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
+    placeholders = {kind: token for kind, token in tokens.items() if token is not None}
     if not placeholders:
         raise ValueError(
             f"{type(config).__name__} has no image_token_id, video_token_id or audio_token_id; mmreason trains models "
@@ -115,7 +112,8 @@ def _boundary_ids(processor: Any, config: Any) -> set[int]:
         for kind in ("vision", "audio")
         for edge in ("start", "end")
     }
-    return {vocabulary[t] for t in BOUNDARIES if t in vocabulary} | {i for i in named if i is not None}
+    known: set[int] = {vocabulary[t] for t in BOUNDARIES if t in vocabulary}
+    return known | {i for i in named if i is not None}
 
 
 def _assembled_parts() -> dict[str, tuple[str, ...]]:

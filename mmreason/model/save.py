@@ -149,7 +149,7 @@ def write_probe(model: nn.Module, family: Family, rows: Mapping[str, Rendered], 
         inputs = {"input_ids": row.ids[None], "attention_mask": torch.ones_like(row.ids)[None], **row.media}
         if family.token_types:
             inputs["mm_token_type_ids"] = row.token_types[None]
-        tensors |= {f"{name}.{argument}": tensor.contiguous() for argument, tensor in inputs.items()}
+        tensors |= {f"{name}.{argument}": tensor.clone() for argument, tensor in inputs.items()}
     beside = path.with_name(path.name + ".tmp")
     save_file(tensors, beside)
     logits = plain_logits(folder, beside)

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 
-def _as_config(config: PreTrainedConfig | dict[str, Any] | None, part: str) -> PreTrainedConfig | None:
-    if config is None or isinstance(config, PreTrainedConfig):
+def _as_config(config: PreTrainedConfig | dict[str, Any], part: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
         return config
     given = dict(config)
     if "model_type" not in given:
@@ -52,9 +52,9 @@ class AssembledConfig(PreTrainedConfig):
         initializer_range: float = 0.05,
         **kwargs: Any,
     ) -> None:
-        self.vision_config = _as_config(vision_config, "vision_config")
+        self.vision_config = None if vision_config is None else _as_config(vision_config, "vision_config")
         self.audio_configs = list(audio_configs or [])
-        self.text_config = _as_config(text_config, "text_config")
+        self.text_config = None if text_config is None else _as_config(text_config, "text_config")
         self.image_token_id = image_token_id
         self.video_token_id = video_token_id
         self.audio_token_id = audio_token_id

@@ -72,12 +72,12 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio_towers = [encoder_part(AutoModel.from_config(c, dtype=dtype)) for c in configs]
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=dtype)
-        width = config.text_config.hidden_size
+        width = language_model.config.hidden_size
         hidden = config.projector_hidden or width
         self.vision_tower = vision_tower
         self.vision_projector = None
         if vision_tower is not None:
-            self.vision_projector = AssembledProjector(config.vision_config.hidden_size, hidden, width)
+            self.vision_projector = AssembledProjector(vision_tower.config.hidden_size, hidden, width)
         self.audio_towers = nn.ModuleList(audio_towers)
         self.audio_projectors = nn.ModuleList(
             AssembledProjector(tower.config.hidden_size, hidden, width) for tower in audio_towers
@@ -116,7 +116,7 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Pictures or video frames [N, 3, S, S] -> features in the LLM's space [N, image_tokens, H]."""
-        if self.vision_tower is None:
+        if self.vision_tower is None or self.vision_projector is None:
             raise ValueError(
                 "this model has no vision tower; it got pixel_values; give it text and audio only"
             )
@@ -130,7 +130,7 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{len(features)} audio inputs for {len(self.audio_towers)} audio encoders; give one each"
             )
         encoded = [
-            projector(tower(x.to(tower.dtype)).last_hidden_state)
+            projector(tower(x.to(self.dtype)).last_hidden_state)
             for x, tower, projector in zip(features, self.audio_towers, self.audio_projectors, strict=True)
         ]
         return torch.cat(encoded, dim=1)
@@ -150,7 +150,7 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for kind, token in tokens.items():
             if token is None:
                 continue
-            mask = input_ids == token
+            mask = input_ids.eq(token)
             placeholders, values = int(mask.sum()), features.get(kind)
             count = 0 if values is None else values.shape[0] * values.shape[1]
             if placeholders != count:
@@ -182,17 +182,17 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Causal LM over text and media.
@@ -204,7 +204,9 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mm_token_type_ids: accepted for the common interface; the ids alone decide here.
         """
         audio = [kwargs.pop(name, None) for name in self.config.audio_names]
-        if inputs_embeds is None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if input_ids is not None:
             inputs_embeds = self.embed(input_ids, self.encode(pixel_values, pixel_values_videos, audio))
         elif any(x is not None for x in (pixel_values, pixel_values_videos, *audio)):
             raise ValueError("inputs_embeds already hold the features; give media with input_ids instead")
@@ -246,10 +248,11 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """Repeat every row with all of its media: a row may hold several, so dim 0 of media is not the batch."""
         media = {n: model_kwargs.pop(n) for n in self.media_names if model_kwargs.get(n) is not None}
-        if expand_size > 1:
+        if expand_size > 1 and media:
+            assert input_ids is not None, "media go with input_ids"
             for name, tensor in media.items():
                 token, length = self.media_names[name]
-                counts = ((input_ids == token).sum(dim=1) // length).tolist()
+                counts = (input_ids.eq(token).sum(dim=1) // length).tolist()
                 rows = tensor.split(counts)
                 media[name] = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(

@@ -116,7 +116,7 @@ class AssembledProcessor(ProcessorMixin):
             raise ValueError(f"unknown processor arguments {unknown}; allowed are {list(TEXT_KEYS)}")
         texts = [text] if isinstance(text, str) else list(text or [])
         media: dict[str, torch.Tensor] = {}
-        lengths = {self.image_token: [], self.video_token: [], self.audio_token: []}
+        lengths: dict[str, list[int]] = {self.image_token: [], self.video_token: [], self.audio_token: []}
         pictures, films, clips = _flat(images), _videos(videos), _flat(audio)
         if pictures:
             media["pixel_values"] = self._pixels(self.image_processor.fetch_images(pictures))

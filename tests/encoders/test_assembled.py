@@ -1,0 +1,221 @@
+"""The assembled model: where features go, which parts it takes, generation, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from mmreason.model import Loaded, load_model, save_model
+from mmreason.schema import ModelConfig
+from tests.tiny import AST, QWEN3, SIGLIP, TEXTS, WHISPER, tiny_model_config
+
+TOWER = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+}
+LLAMA = {
+    **{k: v for k, v in QWEN3.items() if k != "head_dim"},
+    "model_type": "llama",
+    "tie_word_embeddings": False,
+}
+
+
+def build(**assemble: Any) -> Loaded:
+    loaded = load_model(tiny_model_config(**assemble), texts=lambda: TEXTS, seed=0)
+    loaded.model.eval()
+    return loaded
+
+
+def ids_with(model: Any, *runs: int | tuple[str, int]) -> torch.Tensor:
+    """[1, L]: a plain number is a text token, ("image", 16) a run of 16 image placeholders."""
+    tokens: list[int] = []
+    for run in runs:
+        if isinstance(run, int):
+            tokens.append(run)
+        else:
+            tokens += [getattr(model.config, f"{run[0]}_token_id")] * run[1]
+    return torch.tensor([tokens])
+
+
+def test_features_replace_placeholders_in_order_over_rows() -> None:
+    model = build().model
+    rows = torch.cat([ids_with(model, 50, ("image", 16), 51), ids_with(model, ("image", 16), 52, 53)])
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = model.get_image_features(pixels)
+        embeds = model.embed(rows, {"image": features})
+        table = model.get_input_embeddings().weight
+    assert features.shape == (2, 16, 32)
+    assert torch.equal(embeds[0, 1:17], features[0]) and torch.equal(embeds[1, :16], features[1])
+    assert torch.equal(embeds[0, 0], table[50]) and torch.equal(embeds[0, 17], table[51])
+    assert torch.equal(embeds[1, 16:], table[[52, 53]])
+
+
+@pytest.mark.parametrize(
+    ("run", "pixels", "message"),
+    [
+        (15, 1, "15 image placeholder tokens in input_ids for 16 image features"),
+        (16, 0, "16 image placeholder tokens in input_ids for 0 image features"),
+        (0, 1, "0 image placeholder tokens in input_ids for 16 image features"),
+        (16, 2, "16 image placeholder tokens in input_ids for 32 image features"),
+    ],
+)
+def test_placeholders_and_features_must_agree(run: int, pixels: int, message: str) -> None:
+    model = build().model
+    values = torch.zeros(pixels, 3, 32, 32) if pixels else None
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids_with(model, 50, ("image", run), 51), pixel_values=values)
+
+
+def test_a_batch_without_media_works_and_trains_the_llm_only() -> None:
+    model = build().model
+    model(input_ids=ids_with(model, 50, 51, 52), labels=torch.tensor([[50, 51, 52]])).loss.backward()
+    assert model.vision_projector.linear_in.weight.grad is None
+    assert model.get_input_embeddings().weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("vision", "prefix"),
+    [
+        ({**TOWER, "model_type": "clip_vision_model"}, 1),
+        ({**TOWER, "model_type": "dinov2"}, 1),
+        ({**TOWER, "model_type": "dinov2_with_registers", "num_register_tokens": 4}, 5),
+        ({**TOWER, "model_type": "vit"}, 1),
+    ],
+)
+def test_any_vision_tower_gives_its_patches_without_class_and_register_tokens(
+    vision: dict[str, Any], prefix: int
+) -> None:
+    model = build(vision=vision).model
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        hidden = model.vision_tower(pixels).last_hidden_state
+        features = model.get_image_features(pixels)
+    assert hidden.shape[1] == 16 + prefix
+    assert torch.equal(features, model.vision_projector(hidden[:, prefix:]))
+
+
+def test_llama_untied_trains_and_uses_the_picture() -> None:
+    model = build(llm=LLAMA).model
+    ids = ids_with(model, 50, ("image", 16), 51)
+    with torch.no_grad():
+        one, two = (model(input_ids=ids, pixel_values=torch.randn(1, 3, 32, 32)).logits for _ in range(2))
+    assert not torch.allclose(one[:, -1], two[:, -1]) and torch.equal(one[:, 0], two[:, 0])
+    model(input_ids=ids, pixel_values=torch.randn(1, 3, 32, 32), labels=ids).loss.backward()
+    assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
+
+
+def test_two_audio_encoders_lie_one_after_the_other() -> None:
+    model = build(audio=[WHISPER, AST]).model
+    first, second = model.config.audio_tokens
+    ids = ids_with(model, 50, ("audio", first + second), 51)
+    x0, x1 = torch.randn(1, 16, 100), torch.randn(1, 98, 32)
+    with torch.no_grad():
+        base = model.embed(ids, model.encode(audio=[x0, x1]))
+        other = model.embed(ids, model.encode(audio=[x0, x1 + torch.randn_like(x1)]))
+    same = (base == other).all(dim=-1)[0]
+    assert first == 50 and same[: 1 + first].all() and same[-1]
+    assert not same[1 + first : 1 + first + second].any()
+    with pytest.raises(ValueError, match="1 audio inputs for 2 audio encoders"):
+        model(input_ids=ids, input_features_0=x0)
+
+
+def test_video_frames_fill_video_placeholders() -> None:
+    model = build().model
+    frames = torch.randn(3, 3, 32, 32)
+    ids = ids_with(model, 50, ("video", 48), ("image", 16), 51)
+    with torch.no_grad():
+        embeds = model.embed(ids, model.encode(frames[:1], frames))
+        features = model.get_image_features(frames)
+    assert torch.allclose(embeds[0, 1:49], features.flatten(0, 1), atol=1e-6)
+    assert torch.allclose(embeds[0, 49:65], features[0], atol=1e-6)
+
+
+def test_generate_equals_the_forward_without_cache_and_never_writes_placeholders() -> None:
+    model = build().model
+    ids, pixels = ids_with(model, 50, ("image", 16), 51), torch.randn(1, 3, 32, 32)
+    made = model.generate(
+        input_ids=ids, pixel_values=pixels, max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    rows = ids
+    for _ in range(6):
+        with torch.no_grad():
+            logits = model(input_ids=rows, pixel_values=pixels, use_cache=False).logits[:, -1]
+        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        rows = torch.cat([rows, logits.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(made, rows)
+    assert set(range(3, 10)) == set(model.generation_config.suppress_tokens)
+
+
+def test_generate_repeats_rows_with_all_their_pictures() -> None:
+    model = build().model
+    pixels = torch.randn(3, 3, 32, 32)
+    long = ids_with(model, 50, ("image", 16), 60, ("image", 16), 51)
+    short = ids_with(model, 52, ("image", 16), 53)
+    pad = torch.zeros(1, long.shape[1] - short.shape[1], dtype=torch.long)
+    ids = torch.cat([long, torch.cat([pad, short], dim=1)])
+    mask = torch.ones_like(ids)
+    mask[1, : pad.shape[1]] = 0
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    made = model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values=pixels, num_return_sequences=1, **options
+    )
+    grown, kwargs = model._expand_inputs_for_generation(
+        expand_size=2, input_ids=ids, attention_mask=mask, pixel_values=pixels
+    )
+    assert torch.equal(kwargs["pixel_values"], pixels[[0, 1, 0, 1, 2, 2]])
+    again = model.generate(input_ids=grown, **kwargs, **options)
+    assert torch.equal(again, made[[0, 0, 1, 1]])
+    alone = model.generate(input_ids=short, pixel_values=pixels[2:], **options)
+    assert torch.equal(alone[:, short.shape[1] :], made[1:, ids.shape[1] :])
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    model = build().model.train()
+    ids, pixels = ids_with(model, 50, ("image", 16), 51), torch.randn(1, 3, 32, 32)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, pixel_values=pixels, labels=ids, use_cache=False).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    assert len(layers) >= 2
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+
+
+def test_installed_classes_load_with_remote_code_off_and_weights_stay_tied(assembled_folder: Path) -> None:
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        model = auto.from_pretrained(assembled_folder, trust_remote_code=False)
+        assert type(model).__module__ == "mmreason_encoders.assembled.modeling_assembled"
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_bfloat16_is_one_dtype_in_all_parts(tmp_path: Path) -> None:
+    folder = save_model(*(lambda x: (x.model, x.processor))(build(audio=[WHISPER])), tmp_path / "m")
+    config = ModelConfig(model_name_or_path=str(folder), torch_dtype="bfloat16", attn_implementation="eager")
+    model = load_model(config, texts=list, seed=0).model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    parts = (model.vision_tower, model.audio_towers[0], model.language_model)
+    assert {part.config._attn_implementation for part in parts} == {"eager"}
+
+
+def test_fresh_weights_honour_the_range() -> None:
+    wide, narrow = (build(initializer_range=std, vision=SIGLIP, audio=[AST]).model for std in (0.08, 0.02))
+    for name in (
+        "vision_projector.linear_in",
+        "language_model.model.layers.0.mlp.up_proj",
+        "audio_projectors.0.linear_out",
+    ):
+        assert wide.get_submodule(name).weight.detach().std().item() == pytest.approx(0.08, rel=0.1)
+        assert narrow.get_submodule(name).weight.detach().std().item() == pytest.approx(0.02, rel=0.1)
+    assert wide.audio_towers[0].layers[0].mlp.fc1.weight.detach().std().item() == pytest.approx(0.08, rel=0.1)
