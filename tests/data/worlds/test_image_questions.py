@@ -1,4 +1,4 @@
-"""The image world's truth: hand-written answers for one scene, and an independent reader of the question text."""
+"""The image world's truth: hand-written answers for one scene, and an independent reader of the questions."""
 
 from __future__ import annotations
 
@@ -181,7 +181,6 @@ def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_an_independent_reader_agrees_with_every_solution(rows: list[dict[str, Any]]) -> None:
-    captions: dict[str, dict[str, Any]] = {}
     checked: dict[str, int] = defaultdict(int)
     captions = {r["scene"]: r for r in rows if r["kind"] == "caption"}
     for row in rows:

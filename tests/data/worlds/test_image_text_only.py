@@ -1,8 +1,8 @@
 """A reader of the question without the picture stays near chance: answers are balanced within every wording.
 
 Three text-only predictors learn on training rows and answer test rows: the most frequent answer of the exact
-question, a linear bag of words and word pairs over answers, and a linear score per option from its words, its place
-and the question. Chance is the larger of a uniform guess and the best constant answer, as everywhere here.
+question, a linear bag of words and word pairs over answers, and a linear score per option from its words, its
+place and the question. Chance is the larger of a uniform guess and the best constant answer, as everywhere here.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_pictures_go_on_in_the_next_shard(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_train_and_test_share_no_scene_over_seeds(tmp_path: Path) -> None:
-    """Small scenes, where chance meetings are likely: 256 scenes hold one thing, and both splits show nearly all."""
+    """Small scenes, where chance meetings are likely: only 256 scenes hold a single thing."""
     made = {}
     for split in ("train", "test"):
         path = make_world(
