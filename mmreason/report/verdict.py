@@ -1,0 +1,283 @@
+"""The first screen: did it learn, at what cost, what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mmreason.report.curves import CUT_OFF, NO_SIGNAL, values
+from mmreason.report.load import BEFORE, Run
+from mmreason.report.words import count, duration, interval, percent, plural, points, size
+
+Level = Literal["good", "unsure", "bad"]
+ARROW = " \u2192 "
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One evaluated stage on the ladder: accuracy, its own 95% interval, and its gain over where it came from."""
+
+    stage: str
+    label: str
+    colour: str
+    accuracy: float
+    low: float
+    high: float
+    gain: str  # "+8.3 (+4.9 to +11.8) over sft"; empty for the first
+    level: Level
+
+
+@dataclass(frozen=True)
+class Headline:
+    """`level` colours the words; `sentences` hold what the gains are, one each."""
+
+    level: Level
+    title: str
+    under: str
+    sentences: list[tuple[Level, str]]
+    bars: list[Bar]
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or (level `unsure`) that a reader should know."""
+
+    level: Level
+    title: str
+    detail: str
+
+
+def stage_colours(run: Run) -> dict[str, str]:
+    """Evaluated stage -> class of the style sheet: s0 is `before`, s1.. the main line, b0.. the branches."""
+    line = [name for name in run.line if name != BEFORE]
+    colours = {BEFORE: "s0"} | {name: f"s{1 + i % 4}" for i, name in enumerate(line)}
+    return colours | {name: f"b{i % 2}" for i, name in enumerate(run.rivals)}
+
+
+def stage_label(run: Run, name: str) -> str:
+    """`grpo`, `before training`, `sft-more (the rival of grpo)`."""
+    stage = run.stage(name)
+    rival = stage.get("time_of")
+    return "before training" if name == BEFORE else f"{name} (rival of {rival})" if rival else name
+
+
+def headline(run: Run) -> Headline:
+    """What the evaluation says about the main line, in one title and a few sentences."""
+    line = run.line
+    known = [n for n in run.evaluation if run.evaluation[n]["overall"].get("accuracy") is not None]
+    if not line or not known:
+        return Headline("unsure", *_not_evaluated(run), [], [], None)
+    overall = {name: run.evaluation[name]["overall"] for name in run.evaluation}
+    last = line[-1]
+    chance = overall[last].get("chance")
+    path = ARROW.join(percent(overall[n]["accuracy"], 0) for n in line)
+    under = (
+        f"Exact answers on {plural(overall[last]['n'], 'held-out question')}, {ARROW.join(line)}. "
+        f"Guessing without looking gives {percent(chance)}."
+    )
+    level, title = _title(run, line, overall, path)
+    return Headline(
+        level, title, under, _sentences(run, line, overall), [_bar(run, n) for n in known], chance
+    )
+
+
+def _not_evaluated(run: Run) -> tuple[str, str]:
+    if not (run.recipe.get("eval") or {}).get("data"):
+        return (
+            "Not evaluated",
+            "The recipe names no held-out rows; add eval.data to learn whether it learned.",
+        )
+    return "Not evaluated yet", "No stage has been evaluated so far; the curves below show the training."
+
+
+def _title(run: Run, line: list[str], overall: Mapping[str, Any], path: str) -> tuple[Level, str]:
+    last, chance = line[-1], overall[line[-1]].get("chance") or 0.0
+    if len(line) == 1:
+        return "unsure", f"{stage_label(run, last).capitalize()}: {path}"
+    delta = run.difference(line[0], last).get("overall")
+    step = run.difference(line[-2], last).get("overall")
+    if delta and delta["low"] > 0:
+        if _wilson(overall[last]["accuracy"], overall[last]["n"])[0] <= chance:
+            return "unsure", f"It improved, up to chance: {path}"
+        if step and step["low"] <= 0:
+            but = "lost in" if step["high"] < 0 else "gained nothing certain from"
+            return "unsure", f"It learned, but {but} {last}: {path}"
+        return "good", f"It learned: {path}"
+    if delta and delta["high"] < 0:
+        return "bad", f"It got worse: {path}"
+    return "unsure", f"No measurable change: {path}"
+
+
+def _sentences(run: Run, line: list[str], overall: Mapping[str, Any]) -> list[tuple[Level, str]]:
+    out: list[tuple[Level, str]] = []
+    for name in [*line[1:], *run.rivals]:
+        parent = run.parent(name)
+        delta = run.difference(parent, name).get("overall") if parent else None
+        if parent and delta:
+            verb = "gains" if delta["low"] > 0 else "loses" if delta["high"] < 0 else "has no certain effect:"
+            out.append(
+                (_level(delta), f"{stage_label(run, name)} {verb} {interval(delta)} points against {parent}")
+            )
+    last = line[-1]
+    for rival in run.rivals:
+        earlier, later = sorted((rival, last), key=list(run.evaluation).index)
+        delta = run.difference(earlier, later).get("overall")
+        if delta:
+            delta = (
+                delta
+                if later == last
+                else {"mean": -delta["mean"], "low": -delta["high"], "high": -delta["low"]}
+            )
+            word = "ahead of" if delta["low"] > 0 else "behind" if delta["high"] < 0 else "level with"
+            out.append((_level(delta), f"{last} ends {word} its rival {rival}: {interval(delta)} points"))
+    chance = overall[last].get("chance")
+    if chance is not None:
+        ahead = overall[last]["accuracy"] - chance
+        out.append(("good" if ahead > 0.05 else "bad", f"{last} ends {points(ahead)} points above chance"))
+    return out
+
+
+def _level(delta: Mapping[str, float]) -> Level:
+    return "good" if delta["low"] > 0 else "bad" if delta["high"] < 0 else "unsure"
+
+
+def _bar(run: Run, name: str) -> Bar:
+    overall = run.evaluation[name]["overall"]
+    low, high = _wilson(overall["accuracy"], overall["n"])
+    parent = run.parent(name)
+    delta = run.difference(parent, name).get("overall") if parent else None
+    gain = f"{interval(delta)} over {parent}" if delta else ""
+    level: Level = _level(delta) if delta else "unsure"
+    colour = stage_colours(run)[name]
+    return Bar(name, stage_label(run, name), colour, overall["accuracy"], low, high, gain, level)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of n questions (1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def cost(run: Run) -> list[tuple[str, str, str]]:
+    """(name, value, detail): wall time, memory, tokens, machine."""
+    timing, machine = run.timing, run.environment
+    stages = timing.get("stages") or {}
+    total = timing.get("total_s")
+    rest = {"the rest": total - sum(stages.values())} if total and stages else {}
+    parts = ", ".join(f"{name} {duration(s)}" for name, s in {**stages, **rest}.items())
+    peak = timing.get("peak_memory_bytes") or max(
+        (v for _, v in values(run.metrics, "memory/pss")), default=None
+    )
+    learned, read = (sum(v for _, v in values(run.metrics, f"tokens/{k}")) for k in ("learned", "input"))
+    last = max((line["step"] for line in run.metrics), default=0)
+    logged = (
+        ""
+        if len(run.metrics) == last
+        else f", in the {len(run.metrics):,} of {last:,} steps that were logged"
+    )
+    device = machine.get("cuda") or f"{machine.get('cpu_count', '?')} CPU cores"
+    versions = machine.get("packages") or {}
+    stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
+    return [
+        ("Wall time", duration(total), parts or "the run has not finished"),
+        ("Peak memory", size(peak), "PSS of the whole process tree"),
+        ("Tokens learned", count(learned), f"{count(read)} read in {plural(last, 'step')}{logged}"),
+        (
+            "Machine",
+            device,
+            f"{machine.get('torch_threads', '?')} torch threads; {stack}" if machine else "unknown",
+        ),
+    ]
+
+
+def findings(run: Run) -> list[Finding]:
+    """All that is wrong; an empty list is good news."""
+    out = [*_quarantine(run), *_unfinished(run)]
+    for name in dict.fromkeys(str(line.get("stage")) for line in run.metrics):
+        out += _training(run, name, run.steps(name))
+    for name in run.line[1:]:
+        out += _answers(run, name)
+    return sorted(out, key=lambda f: f.level != "bad")
+
+
+def _quarantine(run: Run) -> list[Finding]:
+    if not run.quarantine:
+        return []
+    reasons = Counter(str(line.get("reason", "?")).splitlines()[0] for line in run.quarantine)
+    first = "; ".join(f"{n}\u00d7 {reason[:160]}" for reason, n in reasons.most_common(3))
+    rows = len({(line.get("source"), line.get("id")) for line in run.quarantine})
+    return [Finding("bad", f"{plural(rows, 'row')} in quarantine", f"{first} (quarantine.jsonl names each)")]
+
+
+def _unfinished(run: Run) -> list[Finding]:
+    wanted = [s["name"] for s in run.stages if s.get("evaluate", True)]
+    missing = [name for name in wanted if name not in run.evaluation]
+    if not missing or not (run.recipe.get("eval") or {}).get("data"):
+        return []
+    return [
+        Finding("unsure", f"Not evaluated: {', '.join(missing)}", "the run is still going, or it was stopped")
+    ]
+
+
+def _training(run: Run, name: str, lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    out: list[Finding] = []
+    skipped = sum(v for _, v in values(lines, "skipped_steps"))
+    if skipped:
+        out.append(
+            Finding("bad", f"{name}: {plural(int(skipped), 'step')} skipped", "their gradient was not finite")
+        )
+    empty = sum("loss" not in line for line in lines)
+    if empty:
+        detail = "no group passed the gate, so nothing was trained in them"
+        out.append(Finding("unsure", f"{name}: {plural(empty, 'step')} without rows", detail))
+    tail = max(10, len(lines) // 10)
+    for key, most, title, detail in (
+        (CUT_OFF, 0.02, "completions cut off", "they reached max_completion_length"),
+        (
+            NO_SIGNAL,
+            0.7,
+            "groups without signal",
+            "all their rollouts earned the same: nothing is learned from them",
+        ),
+    ):
+        last = [v for _, v in values(lines, key)[-tail:]]
+        share = sum(last) / len(last) if last else 0.0
+        if share > most:
+            where = f"{detail} (mean of the last {len(last)} steps)"
+            out.append(Finding("unsure", f"{name}: {percent(share)} {title}", where))
+    return out
+
+
+def _answers(run: Run, name: str) -> list[Finding]:
+    """What the held-out answers of one stage show: hedging, broken format, cut-offs, a slice that got worse."""
+    out: list[Finding] = []
+    block = run.evaluation[name]["overall"]
+    parent = run.parent(name)
+    before = run.evaluation[parent]["overall"].get("hedge_rate") if parent else None
+    hedge = block.get("hedge_rate")
+    if hedge is not None and hedge > max(0.1, (before or 0.0) + 0.02):
+        was = "" if before is None else f", {percent(before)} after {parent}"
+        detail = f"questions with several right answers that got only some of them{was}; the subset reward invites it"
+        out.append(Finding("bad", f"{name}: hedging on {percent(hedge)}", detail))
+    if block.get("format") is not None and block["format"] < 0.98:
+        out.append(
+            Finding("unsure", f"{name}: {percent(block['format'])} in the strict format", "98% is the aim")
+        )
+    most = (run.recipe.get("eval") or {}).get("max_completion_length")
+    cut = sum(row.length >= most for row in run.rows[name]) if most else 0
+    if cut:
+        detail = f"they reached eval.max_completion_length = {most}"
+        out.append(Finding("unsure", f"{name}: {plural(cut, 'held-out answer')} cut off", detail))
+    for part in ("by_problem_type", "by_modality") if parent else ():
+        for kind, delta in run.difference(parent, name).get(part, {}).items():
+            if delta["high"] < 0:
+                out.append(
+                    Finding("bad", f"{name}: {kind} got worse", f"{interval(delta)} points against {parent}")
+                )
+    return out
