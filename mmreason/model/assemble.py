@@ -169,15 +169,16 @@ def _language_model(
 def _vision_tower(cfg: AssembleConfig, options: dict[str, Any], remote: bool) -> PreTrainedModel | None:
     if cfg.vision is None:
         return None
-    if "pretrained" in cfg.vision:
+    pretrained = "pretrained" in cfg.vision
+    if pretrained:
         whole = AutoConfig.from_pretrained(cfg.vision["pretrained"], trust_remote_code=remote)
         config = getattr(whole, "vision_config", whole)  # CLIP and SigLIP checkpoints hold a text tower too
-        if hasattr(config, "vision_use_head"):
-            config.vision_use_head = False  # the pooling head makes nothing that we use
+    else:
+        config = _fresh_config(cfg.vision, "vision", cfg.initializer_range, image_size=cfg.image_size)
+    if config.model_type.startswith("siglip"):
+        config.vision_use_head = False  # the pooling head makes nothing that we use
+    if pretrained:
         return _load(AutoModel, cfg.vision, "vision", options, remote, config=config)
-    config = _fresh_config(
-        cfg.vision, "vision", cfg.initializer_range, image_size=cfg.image_size, vision_use_head=False
-    )
     return AutoModel.from_config(config, **options)
 
 
@@ -212,12 +213,10 @@ def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool
     config: Any = tower.config
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     tokens = (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else 0
-    with torch.no_grad():
-        hidden = (
-            tower(torch.zeros(1, 3, size or 1, size or 1, dtype=tower.dtype)).last_hidden_state
-            if tokens
-            else None
-        )
+    hidden = None
+    if tokens:
+        with torch.no_grad():
+            hidden = tower(torch.zeros(1, 3, size, size, dtype=tower.dtype)).last_hidden_state
     if hidden is None or hidden.ndim != 3 or hidden.shape[1] < tokens:
         made = None if hidden is None else list(hidden.shape)
         raise ValueError(
@@ -229,11 +228,8 @@ def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool
     if pretrained is not None:
         own = AutoImageProcessor.from_pretrained(pretrained, trust_remote_code=remote)
         # the whole picture at the tower's size, never its centre crop: answers may lie at the edge
-        processor.image_mean, processor.image_std, processor.resample = (
-            own.image_mean,
-            own.image_std,
-            own.resample,
-        )
+        processor.image_mean, processor.image_std = own.image_mean, own.image_std
+        processor.resample = own.resample
     return processor, tokens, size
 
 
