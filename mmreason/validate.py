@@ -108,7 +108,7 @@ def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         report = Report(str(path), list(error.problems))
         with tempfile.TemporaryDirectory() as folder:
             for name, cfg in sources_of(path, overrides).items():
-                _media(name, _read(name, cfg, Path(folder), report), MediaLimits(), report)
+                _media(name, _read(name, cfg, Path(folder), MediaLimits(), report), MediaLimits(), report)
         report.notes.append("rendering, rewards and memory are checked once the recipe itself is sound")
         return report
     return validate(recipe, name=str(path))
@@ -122,8 +122,8 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
         if importlib.util.find_spec(package) is None:
             report.add([f"report_to: {package} is not installed; pip install 'mmreason[tracking]'"])
     with tempfile.TemporaryDirectory() as folder:
-        sources = {n: _read(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
         limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
+        sources = {n: _read(n, cfg, Path(folder), limits, report) for n, cfg in recipe.data.items()}
         unreadable = {n: _media(n, samples, limits, report) for n, samples in sources.items()}
         for stage in recipe.stages:
             if isinstance(stage, GRPOStage):
@@ -149,13 +149,16 @@ def _attempt(report: Report, work: Callable[[], Any]) -> Any:
         return None
 
 
-def _read(name: str, cfg: SourceConfig, folder: Path, report: Report) -> list[Sample]:
-    """The rows of a source, its problems in the report. Of a world a few are made, in `folder`."""
+def _read(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits, report: Report) -> list[Sample]:
+    """The rows of a source, or none and every problem of its rows and media. Of a world a few rows are made."""
     if cfg.world is not None:
         cfg = cfg.model_copy(update={"count": min(cfg.count, WORLD_ROWS)})
-    problems = check_source(name, cfg, folder / name)
-    report.add(problems)
-    samples = [] if problems else load_rows(name, cfg, folder / name)
+    samples: list[Sample] = []
+    if check_source(name, cfg, folder / name):
+        report.add(check_source(name, cfg, folder / name, limits))
+        report.notes.append(f"data.{name}: rendering and rewards are checked once its rows are sound")
+    else:
+        samples = load_rows(name, cfg, folder / name)
     media = sum(len(sample.media) for sample in samples)
     report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
     return samples
@@ -172,7 +175,7 @@ def _media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Re
                 seen[key] = _header_problem(ref, limits)
             complaint = seen[key]
             if complaint is not None:
-                problems[sample.id] = f"data.{name}: row {sample.id}: {complaint}"
+                problems[sample.id] = f"data.{name}, row {sample.id}: {complaint}"
     report.add(list(problems.values()))
     return set(problems)
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from mmreason.memory import Memory, estimate
-from mmreason.model.family import Family
 from mmreason.model.load import Loaded
 from mmreason.recipe import build_recipe
 from mmreason.validate import validate, validate_file
@@ -101,7 +100,7 @@ def test_rows_that_contradict_themselves_are_named_at_once(tmp_path: Path) -> No
     ]
     problems = check(tmp_path, rows)
     for line in (2, 3, 4, 5):
-        assert any(f"mine:{line}" in p for p in problems), (line, problems)
+        assert any(f"data.mine, row {line}:" in p for p in problems), (line, problems)
 
 
 def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
@@ -164,7 +163,7 @@ def test_the_memory_estimate_is_the_hand_computed_one() -> None:
 
     model = torch.nn.Linear(10, 100, bias=False)
     model.config = type("Config", (), {"get_text_config": lambda self: Text()})()  # type: ignore[assignment]
-    loaded = Loaded(model, None, Family.__new__(Family))  # type: ignore[arg-type]
+    loaded = Loaded(model, None, None)  # type: ignore[arg-type]
     sizes = {"per_device_train_batch_size": 4, "num_generations": 2}
     whole = build_recipe(
         {
