@@ -41,8 +41,8 @@ class _Stream:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         if state["rows"] != len(self.rows):
             raise ValueError(
-                f"data {self.name}: the checkpoint was made with {state['rows']} rows, now there are {len(self.rows)}; put "
-                "the data back as they were, or start a new output_dir"
+                f"data {self.name}: the checkpoint was made with {state['rows']} rows, now there are {len(self.rows)}; "
+                "put the data back as they were, or start a new output_dir"
             )
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._shuffle()
@@ -71,7 +71,7 @@ class Loader:
             raise ValueError(f"no data sources {missing}; there are {sorted(sources)}")
         if sum(replay.values()) >= 1.0:
             raise ValueError(
-                f"replay shares {dict(replay)} sum to {sum(replay.values())}; they must leave room, below 1"
+                f"replay shares {dict(replay)} sum to {sum(replay.values())}; allowed is less than 1"
             )
         pool = [row for name in data for row in sources[name]]
         self._main = _Stream("+".join(data), pool, seed)
@@ -167,7 +167,7 @@ def collate(rows: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
     for row in rows:
         if off_policy and row.old_logprobs is None and bool((row.rl != 0).any()):
             raise ValueError(
-                f"row {row.rendered.sample_id}: no old log-probabilities, while others of its batch have them"
+                f"row {row.rendered.sample_id}: no old log-probabilities; others of its batch have them"
             )
     names = sorted({name for row in rows for name in row.rendered.media})
     return MicroBatch(

@@ -55,9 +55,10 @@ class Quarantine:
             if total and count > self.max_fraction * total:
                 first_id, reason = next(iter(self._rows[source].items()))
                 raise ValueError(
-                    f"data.{source}: {count} of {total} rows could not be read; allowed is a share of {self.max_fraction} "
-                    f"(max_bad_fraction). The first was {first_id}: {reason}. All are in {self.path.name}: repair or "
-                    "remove them, or raise max_bad_fraction"
+                    f"data.{source}: {count} of {total} rows could not be read; allowed is a share of "
+                    f"{self.max_fraction} (max_bad_fraction). The first was "
+                    f"{first_id}: {reason}. All are in {self.path.name}: repair or remove them, or raise "
+                    "max_bad_fraction"
                 )
 
     def state_dict(self) -> dict[str, Any]:

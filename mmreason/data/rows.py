@@ -116,7 +116,8 @@ def _conversation(row: Mapping[str, Any], where: _Where) -> tuple[tuple[Message,
         if left:
             used = len(given[kind]) - len(left)
             raise where.error(
-                f"{used} <{kind}> markers for {len(given[kind])} {kind}s; give one marker in the text for each entry of {kind}s"
+                f"{used} <{kind}> markers for {len(given[kind])} {kind}s; give one marker in the text for each entry "
+                f"of {kind}s"
             )
     if not any(part.type != "text" or part.text.strip() for message in messages for part in message.parts):
         raise where.error("messages: got no text and no media; the question is empty")
@@ -283,8 +284,8 @@ def _check_answer(solution: str, options: Sequence[str], where: _Where) -> None:
         if end is None:
             last = chr(ord("A") + min(len(options), 26) - 1)
             raise where.error(
-                f"solution: got {pieces[start]!r}; allowed are the options {list(options)} in their own words or the letters "
-                f"A to {last}: mend the solution or the options"
+                f"solution: got {pieces[start]!r}; allowed are the options {list(options)} in their own words "
+                f"or the letters A to {last}: mend the solution or the options"
             )
         start = end
 
@@ -300,7 +301,11 @@ def _problem_type(value: Any, solution: str | None, options: Sequence[str], wher
     if options:
         whole = solution is None or _plain(solution) in {_plain(option) for option in options}
         return "single_choice" if whole or "," not in (solution or "") else "multi_choice"
-    return "numeric" if solution and re.fullmatch(r"[-+]?[\d,]*\.?\d+%?", solution) else "text"
+    return (
+        "numeric"
+        if solution and re.fullmatch(r"[-+]?(\d{1,3}(,\d{3})+|\d*)(\.?\d+)?%?", solution)
+        else "text"
+    )
 
 
 def _rationale(value: Any, where: _Where) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Rows of JSONL and parquet files, and of procedural worlds, as Samples. Nothing is dropped: every wrong row is named."""
+"""Rows of JSONL and parquet files, and of procedural worlds, as Samples. Nothing is dropped: wrong rows are named."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def check_source(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits
         samples, problems = _read(name, cfg, folder)
     except RowError as error:
         return [str(error)]
+    if limits is None:
+        return problems
     seen: set[tuple[str, str]] = set()
-    for sample in samples if limits is not None else ():
+    for sample in samples:
         for ref in sample.media:
             if ref.content is None and (ref.kind, ref.path) in seen:
                 continue
@@ -72,7 +74,7 @@ def _read(name: str, cfg: SourceConfig, folder: Path) -> tuple[list[Sample], lis
             continue
         if sample.id in lines:
             problems.append(
-                f"data.{name}, row {line}: id {sample.id!r} is that of row {lines[sample.id]} too; ids must differ"
+                f"data.{name}, row {line}: id {sample.id!r} is row {lines[sample.id]}'s too; ids must differ"
             )
             continue
         lines[sample.id] = line

@@ -27,8 +27,8 @@ def target_text(sample: Sample, style: Style) -> str:
         raise ValueError(f"row {sample.id}: no solution and no assistant turn; SFT needs one of them")
     if style != "none" and style not in sample.rationale:
         raise ValueError(
-            f"row {sample.id}: no rationale in style {style!r}; the row has {sorted(sample.rationale) or 'none'}: add it, or "
-            "set the stage's rationale to another style or to none"
+            f"row {sample.id}: no rationale in style {style!r}; the row has "
+            f"{sorted(sample.rationale) or 'none'}: add it, or set the stage's rationale to another style or to none"
         )
     body = EMPTY_THOUGHT if style == "none" else sample.rationale[style]
     return f"<think>{body}</think><answer>{sample.solution}</answer>"

@@ -41,9 +41,8 @@ def media_arguments(processor: Any, media: Sequence[DecodedMedium]) -> dict[str,
 
 
 def _qwen_image(image_processor: Any, medium: DecodedMedium) -> Image.Image:
-    from qwen_vl_utils import (
-        fetch_image,
-    )  # here: it imports torchvision's video readers, which text-only runs need not
+    # imported here: it brings torchvision's video readers, which other models need not wait for
+    from qwen_vl_utils import fetch_image
 
     size = image_processor.size
     bounds = {
@@ -60,12 +59,8 @@ def _metadata(medium: DecodedMedium) -> dict[str, Any]:
     step = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
     fps = 1.0 / step if step > 0 else 1.0
     indices = [round(float(t) * fps) for t in times]
-    return {
-        "total_num_frames": indices[-1] + 1,
-        "fps": fps,
-        "frames_indices": indices,
-        "duration": (indices[-1] + 1) / fps,
-    }
+    total = indices[-1] + 1
+    return {"total_num_frames": total, "fps": fps, "frames_indices": indices, "duration": total / fps}
 
 
 def feature_count(

@@ -69,8 +69,12 @@ class Renderer:
         self.pad_id: int = self._end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         boundaries = {i for token, i in self._added.items() if _BOUNDARY.fullmatch(token)}
         self.placeholder_ids: tuple[int, ...] = tuple(sorted(boundaries | self._kind_of.keys()))
-        forbidden = [self.tokenizer.convert_ids_to_tokens(i) for i in self.placeholder_ids + self.eos_ids]
-        self._forbidden = re.compile("|".join(re.escape(token) for token in forbidden))
+        turn_marks = self._chat.header + self._chat.ending
+        structural = {*self.placeholder_ids, *self.eos_ids} | {
+            i for t, i in self._added.items() if t in turn_marks
+        }
+        names = [self.tokenizer.convert_ids_to_tokens(i) for i in sorted(structural)]
+        self._forbidden = re.compile("|".join(re.escape(name) for name in names))
 
     # --- what the other rooms call
 
@@ -124,8 +128,8 @@ class Renderer:
         banned = [i for i in more.tolist() if i in self._kind_of]
         if banned:
             raise RenderError(
-                f"row {rendered.sample_id}: the completion holds media placeholders {sorted(set(banned))}, for which there "
-                "are no features; ban placeholder_ids in sampling"
+                f"row {rendered.sample_id}: the completion holds media placeholders {sorted(set(banned))}, for which "
+                "there are no features; ban placeholder_ids in sampling"
             )
         roles = torch.full_like(more, ROLE_CODES["assistant"], dtype=torch.int8)
         return replace(
@@ -146,6 +150,13 @@ class Renderer:
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
+    def _knows(self, token: Any) -> bool:
+        """Whether `token` is one token of the vocabulary (unknown ones convert to None or to the unknown token)."""
+        return isinstance(token, str) and self.tokenizer.convert_tokens_to_ids(token) not in (
+            None,
+            self.tokenizer.unk_token_id,
+        )
+
     def _placeholders(self) -> dict[MediaKind, str]:
         """kind -> the token that stands for a medium in the template's text."""
         found: dict[MediaKind, str] = {}
@@ -153,7 +164,7 @@ class Renderer:
             token = getattr(self.processor, f"{kind}_token", None) or getattr(
                 self.tokenizer, f"{kind}_token", None
             )
-            if isinstance(token, str) and self._id(token) != self.tokenizer.unk_token_id:
+            if self._knows(token):
                 found[kind] = token
         return found
 
@@ -191,8 +202,8 @@ class Renderer:
                 bad = self._forbidden.search(part.text)
                 if bad:
                     raise RenderError(
-                        f"row {sample.id}: the {message.role} text holds {bad[0]!r}, a token that only the template may "
-                        "write; remove it from the text"
+                        f"row {sample.id}: the {message.role} text holds {bad[0]!r}, a token that only the template "
+                        "may write; remove it from the text"
                     )
                 content.append({"type": "text", "text": part.text})
             elif message.role == "assistant":
@@ -217,9 +228,9 @@ class Renderer:
                 return self._context(sample, self._chat.text(turns, True), turns, media)
             if not text.startswith(done):
                 raise RenderError(
-                    f"row {sample.id}: the chat template rewrites the turns before message {stop}: {difference(done, text)}; "
-                    "such a conversation cannot be trained in one row: split it, or give a template that keeps earlier "
-                    "turns as model.chat_template"
+                    f"row {sample.id}: the chat template rewrites the turns before message {stop}: "
+                    f"{difference(done, text)}; such a conversation cannot be trained in one row: split it, "
+                    "or give a template that keeps earlier turns as model.chat_template"
                 )
             pieces += self._context(sample, text[len(done) :], turns[start:stop], media)
             if stop == len(turns):
@@ -244,13 +255,13 @@ class Renderer:
             token, given = self._tokens.get(kind), sum(m.kind == kind for m in used)
             if given and token is None:
                 raise RenderError(
-                    f"row {sample.id}: got {given} {kind}; this model takes {', '.join(self._tokens) or 'text'}"
+                    f"row {sample.id}: got {given} {kind} parts; this model takes {', '.join(self._tokens) or 'text'}"
                 )
             written = text.count(token) if token else 0
             if written != given:
                 raise RenderError(
-                    f"row {sample.id}: the chat template writes {written} {kind} placeholders for {given} {kind} parts; give "
-                    "a template that writes one for each as model.chat_template"
+                    f"row {sample.id}: the chat template writes {written} {kind} placeholders for {given} {kind} "
+                    "parts; give a template that writes one for each as model.chat_template"
                 )
         pieces: list[_Piece] = []
         if turns and turns[0]["role"] == "system" and not any("medium" in p for p in turns[0]["content"]):
@@ -260,7 +271,7 @@ class Renderer:
                 text = text[len(system) :]
         header = self._chat.header
         cut = len(header) if text.endswith(header) and self._starts_special(header) else 0
-        role = turns[-1]["role"] if turns else "user"
+        role: RoleName = turns[-1]["role"] if turns else "user"
         pieces.append(_Piece(text[: len(text) - cut], role, media=used))
         return [*pieces, _Piece(header, "assistant")] if cut else pieces
 

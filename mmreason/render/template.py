@@ -61,9 +61,7 @@ class ChatTemplate:
     def text(self, turns: Sequence[Mapping[str, Any]], generation_prompt: bool) -> str:
         """The conversation as the template writes it."""
         messages = [
-            turn
-            if self._typed[turn["role"]]
-            else {**turn, "content": "".join(p.get("text", "") for p in turn["content"])}
+            turn if self._typed[turn["role"]] else {**turn, "content": _plain(turn["content"])}
             for turn in turns
         ]
         return self._tokenizer.apply_chat_template(
@@ -102,7 +100,12 @@ class ChatTemplate:
 
 
 def text_turn(role: RoleName, text: str) -> dict[str, Any]:
+    """A turn of text alone, as templates take it."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _plain(content: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(part.get("text", "") for part in content)
 
 
 def difference(expected: str, got: str) -> str:
