@@ -106,7 +106,7 @@ def spread(rows: Sequence[EvalRow], most: int) -> list[EvalRow]:
     forms: dict[str, list[EvalRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda r: (r.difficulty or 0.0, r.id)):
         forms[f"{row.modality} {row.problem_type} {row.kind}"].append(row)
-    share = -(-most // max(1, len(forms)))  # of each form, evenly from its easiest to its hardest
+    share = -(-most // max(1, len(forms)))  # of each form, evenly over its difficulties
     chosen = [_evenly(part, share) for part in forms.values()]
     return [part[i] for i in range(share) for part in chosen if i < len(part)][:most]
 
@@ -114,7 +114,7 @@ def spread(rows: Sequence[EvalRow], most: int) -> list[EvalRow]:
 def _evenly(part: Sequence[EvalRow], most: int) -> Sequence[EvalRow]:
     if len(part) <= most:
         return part
-    return [part[i * (len(part) - 1) // max(1, most - 1)] for i in range(most)]
+    return [part[(2 * i + 1) * len(part) // (2 * most)] for i in range(most)]
 
 
 def rollout_groups(run: Run, album: Album) -> list[RolloutGroup]:

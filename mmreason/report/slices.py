@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,18 +52,17 @@ def _grid(run: Run, title: str, key: str, names: Sequence[str]) -> Grid:
     inside = [{(r.source, r.id) for r in part} for _, _, part in parts]
     rows: list[tuple[str, list[Cell | None]]] = []
     for name in ["all", *names] if len(names) > 1 else names:
-
-        def chosen(ids: set[tuple[str, str]] | None, row: EvalRow, name: str = name) -> bool:
-            return (name == "all" or getattr(row, key) == name) and (
-                ids is None or (row.source, row.id) in ids
-            )
-
-        cells = [_cell(run, lambda row, ids=ids: chosen(ids, row)) for ids in [None, *inside]]
+        cells = [_cell(run, key, name, ids) for ids in [None, *inside]]
         rows.append((name.replace("_", " "), cells))
     return Grid(title, columns, rows)
 
 
-def _cell(run: Run, keep: Callable[[EvalRow], bool]) -> Cell | None:
+def _cell(run: Run, key: str, name: str, ids: set[tuple[str, str]] | None) -> Cell | None:
+    """The rows whose `key` is `name` (every row for "all") and that are among `ids` (None: all of them)."""
+
+    def keep(row: EvalRow) -> bool:
+        return name in ("all", getattr(row, key)) and (ids is None or (row.source, row.id) in ids)
+
     colours = stage_colours(run)
     parts = {stage: [row for row in rows if keep(row)] for stage, rows in run.rows.items()}
     if not any(parts.values()):

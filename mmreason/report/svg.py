@@ -111,7 +111,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     span = high - low
     raw = span / (most - 1)
     power = 10 ** math.floor(math.log10(raw))
-    step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999), 10 * power)
+    step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.85), 10 * power)
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

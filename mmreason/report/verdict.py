@@ -274,8 +274,9 @@ def _answers(run: Run, name: str) -> list[Finding]:
     if cut:
         detail = f"they reached eval.max_completion_length = {most}"
         out.append(Finding("unsure", f"{name}: {plural(cut, 'held-out answer')} cut off", detail))
-    for part in ("by_problem_type", "by_modality") if parent else ():
-        for kind, delta in run.difference(parent, name).get(part, {}).items():
+    deltas = run.difference(parent, name) if parent else {}
+    for part in ("by_problem_type", "by_modality"):
+        for kind, delta in deltas.get(part, {}).items():
             if delta["high"] < 0:
                 out.append(
                     Finding("bad", f"{name}: {kind} got worse", f"{interval(delta)} points against {parent}")

@@ -111,7 +111,8 @@ def samples(count: int, source: str = "s") -> list[Sample]:
 
 
 def test_evaluate_keeps_order_over_batches_and_leaves_out_the_unreadable():
-    sizes, seen = [], []
+    sizes: list[int] = []
+    seen: list[int] = []
 
     def generate(chosen):
         sizes.append(len(chosen))
@@ -161,7 +162,7 @@ def test_score_judges_texts_and_groups_by_name_or_by_file(tmp_path):
     assert out["n"] == 3 and out["mean"] == pytest.approx(0.5) and out["accuracy"] == pytest.approx(1 / 3)
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "def length(completions, **columns):\n    return [len(c) if 'A' in c else 'bad' for c in completions]\n"
+        "def length(completions, **_):\n    return [len(c) if 'A' in c else 'bad' for c in completions]\n"
     )
     out = score(rows, f"{mine}:length")
     assert out["rows"][0]["reward"] == 18.0 and out["rows"][1]["reward"] == [None, None]
