@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,13 +98,26 @@ def assemble(
     return model, processor
 
 
+@contextmanager
+def fetching(name: str, key: str) -> Iterator[None]:
+    """Name the model and the recipe key in the error of a folder or hub name that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{key} {name!r} is neither a folder with a model nor a name that can be fetched from the hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
 def _tokenizer(
     cfg: AssembleConfig, texts: Callable[[], Iterable[str]], remote: bool
 ) -> PreTrainedTokenizerBase:
     path = cfg.tokenizer.path or cfg.llm.get("pretrained")
     if path is None:
         return train_tokenizer(texts(), cfg.tokenizer.vocab_size)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
+    with fetching(path, "the tokenizer of model.assemble"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
     add_media_tokens(tokenizer)
     return tokenizer
 
@@ -136,9 +150,10 @@ def _load(
         raise ValueError(
             f"model.assemble.{part} has {extra} beside pretrained; a pretrained part brings its own config"
         )
-    model, info = loader.from_pretrained(
-        entry["pretrained"], output_loading_info=True, trust_remote_code=remote, **options, **more
-    )
+    with fetching(entry["pretrained"], f"model.assemble.{part}"):
+        model, info = loader.from_pretrained(
+            entry["pretrained"], output_loading_info=True, trust_remote_code=remote, **options, **more
+        )
     if info["missing_keys"]:
         raise ValueError(
             f"model.assemble.{part}: {entry['pretrained']} lacks the weights {sorted(info['missing_keys'])[:5]} of "
@@ -171,7 +186,8 @@ def _vision_tower(cfg: AssembleConfig, options: dict[str, Any], remote: bool) ->
         return None
     pretrained = "pretrained" in cfg.vision
     if pretrained:
-        whole = AutoConfig.from_pretrained(cfg.vision["pretrained"], trust_remote_code=remote)
+        with fetching(cfg.vision["pretrained"], "model.assemble.vision"):
+            whole = AutoConfig.from_pretrained(cfg.vision["pretrained"], trust_remote_code=remote)
         config = getattr(whole, "vision_config", whole)  # CLIP and SigLIP checkpoints hold a text tower too
     else:
         config = _fresh_config(cfg.vision, "vision", cfg.initializer_range, image_size=cfg.image_size)
@@ -211,7 +227,8 @@ def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool
     if tower is None:
         return _square_processor(cfg.image_size), 0, cfg.image_size
     config: Any = tower.config
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    size: Any = getattr(config, "image_size", None)
+    patch = getattr(config, "patch_size", None)
     tokens = (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else 0
     hidden = None
     if tokens:

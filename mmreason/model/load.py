@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
 
-from mmreason.model.assemble import assemble
+from mmreason.model.assemble import assemble, fetching
 from mmreason.model.family import Family, bare, family_of
 from mmreason.model.parts import add_lora, freeze
 from mmreason.schema import ModelConfig
@@ -87,12 +87,8 @@ def load_model(
 def _load_native(
     cfg: ModelConfig, path: str, dtype: torch.dtype, *, remote: bool
 ) -> tuple[PreTrainedModel, Any]:
-    # a name of the hub has one slash at most; anything else that is not there is a mistyped folder
-    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ValueError(
-            f"model_name_or_path {path!r}: no such folder; give a folder or a name on the Hugging Face hub"
-        )
-    config = AutoConfig.from_pretrained(path, trust_remote_code=remote)
+    with fetching(path, "model_name_or_path"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=remote)
     known = [
         a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if type(config) in a._model_mapping
     ]

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils import logging
 
 from mmreason.model.family import Family, bare
 from mmreason.model.parts import merge_lora
@@ -45,10 +47,21 @@ def save_model(model: nn.Module, processor: Any, folder: Path, *, merge: bool = 
     if not isinstance(plain, PeftModel) and plain.config.is_remote_code():
         _name_auto_classes(plain)
     options = {"save_embedding_layers": False} if isinstance(plain, PeftModel) else {}
-    plain.save_pretrained(beside, **options)
+    with _no_bar():
+        plain.save_pretrained(beside, **options)
     processor.save_pretrained(beside)
     replace_folder(beside, folder)
     return folder
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers' progress bars out of a run's own progress; every checkpoint would draw one."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    yield
+    if shown:
+        logging.enable_progress_bar()
 
 
 def _name_auto_classes(model: Any) -> None:
@@ -73,7 +86,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         return
     plain = bare(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _no_bar():
         # through from_pretrained, since transformers may rename weights between memory and disk
         stored = type(plain).from_pretrained(folder, dtype=plain.dtype, trust_remote_code=False)
     copy_weights(stored, plain)

@@ -187,9 +187,18 @@ def test_parts_that_do_not_fit_are_refused(keys: dict[str, Any], message: str, m
         assemble(**keys)
 
 
+def test_a_part_that_cannot_be_fetched_is_named() -> None:
+    for part in ("vision", "llm"):
+        with pytest.raises(ValueError, match=f"model.assemble.* 'no_such_{part}' is neither a folder"):
+            assemble(**{part: {"pretrained": f"no_such_{part}"}})
+
+
 def test_models_that_cannot_be_used_are_refused(tmp_path: Path, assembled_folder: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder; give a folder or a name"):
-        load(tmp_path / "absent")
+    for name in (str(tmp_path / "absent"), "no_such_model"):
+        with pytest.raises(
+            ValueError, match=f"model_name_or_path '{name}' is neither a folder with a model nor"
+        ):
+            load(name)
     config = {k: v for k, v in QWEN3.items() if k != "model_type"}
     AutoConfig.for_model("qwen3", **config).save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match="'qwen3' is no multimodal model to transformers"):
