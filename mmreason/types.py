@@ -176,8 +176,8 @@ class TrainingSample:
     """One row as the step sees it: ids and per-token streams; no field says which algorithm made them.
 
     The step adds, over tokens t with `aggregation[t] > 0`,
-    `aggregation[t] * (rl[t] * policy_term[t] + kl[t] * k3[t] + ce[t] * nll[t])` and divides the global sum by the
-    global sum of `count`. Streams are aligned with `ids`: entry t speaks of predicting `ids[t]`.
+    `aggregation[t] * (w[t] * policy_term(ratio[t], rl[t]) + kl[t] * k3[t] + ce[t] * nll[t])`, with w the method's
+    token weights (1 without any), and divides the global sum by the global sum of `count`. Streams are aligned with `ids`: entry t speaks of predicting `ids[t]`.
 
     Example (SFT, ids [5, 7, 9, 2], answer [9, 2]): ce = aggregation = [0, 0, 1, 1], rl = kl = 0, count = 2.
     """

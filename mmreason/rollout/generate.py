@@ -45,7 +45,9 @@ def generate(
     Sampling reads torch's global generator, so the caller's seed (or a restored state) decides the draw.
     """
     rows = [(index, prompt) for index, prompt in enumerate(prompts) for _ in range(count)]
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i][1]), i))  # like lengths together: less padding
+    order = sorted(
+        range(len(rows)), key=lambda i: (len(rows[i][1]), i)
+    )  # like lengths together: less padding
     done: list[Trajectory | None] = [None] * len(rows)
     training = model.training
     model.eval()
@@ -99,7 +101,10 @@ def trajectory(row: torch.Tensor, renderer: Renderer) -> Trajectory:
     ids = row[:length].clone()
     text = renderer.decode(ids[:-1] if stopped else ids)
     return Trajectory(
-        ids=ids, sampled=torch.ones(length, dtype=torch.bool), text=text, finish="stop" if stopped else "length"
+        ids=ids,
+        sampled=torch.ones(length, dtype=torch.bool),
+        text=text,
+        finish="stop" if stopped else "length",
     )
 
 

@@ -1,1 +1,1 @@
-"""Training: the step, the SFT and GRPO loops, the distributed backend, checkpoints, metrics, and the run around them."""
+"""Training: the step, the stages, the distributed backend, checkpoints, metrics, and the run around them."""

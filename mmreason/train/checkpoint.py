@@ -63,8 +63,12 @@ def save_checkpoint(
         (beside / "model").rmdir()
         if optimizer is not None:
             torch.save(optimizer.state_dict(), beside / "optimizer.pt")
-        (beside / "trainer_state.json").write_text(json.dumps({**shared, "world_size": backend.world_size}, indent=1))
-        manifest = {p.relative_to(beside).as_posix(): _sha256(p) for p in sorted(beside.rglob("*")) if p.is_file()}
+        (beside / "trainer_state.json").write_text(
+            json.dumps({**shared, "world_size": backend.world_size}, indent=1)
+        )
+        manifest = {
+            p.relative_to(beside).as_posix(): _sha256(p) for p in sorted(beside.rglob("*")) if p.is_file()
+        }
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*beside.rglob("*"), beside]:
             _fsync(path)
@@ -143,7 +147,9 @@ def rows_to_tensors(rows: Sequence[TrainingSample]) -> tuple[dict[str, torch.Ten
         for name in _RENDERED:
             tensors[f"{i}/{name}"] = getattr(row.rendered, name).contiguous()
         for name, tensor in row.rendered.media.items():
-            tensors[f"{i}/media/{name}"] = tensor.clone(memory_format=torch.contiguous_format)  # rows share media
+            tensors[f"{i}/media/{name}"] = tensor.clone(
+                memory_format=torch.contiguous_format
+            )  # rows share media
         for name in _STREAMS:
             if getattr(row, name) is not None:
                 tensors[f"{i}/{name}"] = getattr(row, name).contiguous()

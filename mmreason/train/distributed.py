@@ -114,7 +114,9 @@ def make_backend(name: str) -> Backend:
     """`auto` is ddp when torchrun started us (WORLD_SIZE > 1), else plain."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if name == "ddp" and "RANK" not in os.environ:
-        raise ValueError("backend: ddp needs torchrun (RANK is not set); run `mmreason launch --nproc N RECIPE`")
+        raise ValueError(
+            "backend: ddp needs torchrun (RANK is not set); run `mmreason launch --nproc N RECIPE`"
+        )
     if name == "plain" and world > 1:
         raise ValueError(f"backend: plain is one process, but WORLD_SIZE={world}; use backend: auto or ddp")
     if name == "ddp" or (name == "auto" and world > 1):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
-from mmreason.evaluate import Generate, answer_all, limit_evenly, read_eval, save_stage
+from mmreason.evaluate import Generate, evaluate, limit_evenly, read_eval, save_stage, summarise
 from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.schema import Recipe
 from mmreason.train.context import Context
 from mmreason.train.distributed import shard
+from mmreason.train.prepare import prepare
 from mmreason.types import Sample
 
 
@@ -24,7 +29,7 @@ def evaluate_stage(context: Context, name: str) -> None:
     mine = shard(samples, context.backend)
     with Progress(console=context.console, disable=not context.backend.is_main, transient=True) as bar:
         task = bar.add_task(f"evaluate ({name})", total=len(mine))
-        rows = answer_all(
+        rows = evaluate(
             mine,
             greedy(context),
             batch_size=config.batch_size,
@@ -37,6 +42,40 @@ def evaluate_stage(context: Context, name: str) -> None:
         parent = _parent(context, name)
         save_stage(context.run_dir, name, everyone, parent=parent, seconds=time.perf_counter() - began)
     context.backend.barrier()
+
+
+def evaluate_model(
+    model: str,
+    data: Sequence[str],
+    *,
+    max_completion_length: int = 256,
+    batch_size: int = 64,
+    limit: int | None = None,
+    system_prompt: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a saved model on files of rows; returns the measures of one eval.json block.
+
+    Raises:
+        ValueError: no readable row, or a model or row that does not fit; the message says what to do.
+    """
+    recipe = Recipe.model_validate(
+        {
+            "output_dir": tempfile.mkdtemp(prefix="mmreason-eval-"),
+            "system_prompt": system_prompt,
+            "model": {"model_name_or_path": model},
+            "data": {Path(path).stem: {"path": path} for path in data},
+            "stages": [{"type": "sft", "name": "none", "data": []}],
+            "eval": {
+                "data": [Path(path).stem for path in data],
+                "max_completion_length": max_completion_length,
+                "batch_size": batch_size,
+                "limit": limit,
+            },
+        }
+    )
+    context = prepare(recipe, Path(recipe.output_dir), None)
+    samples = readable(context, limit_evenly({n: context.sources[n] for n in recipe.eval.data}, limit))
+    return summarise(evaluate(samples, greedy(context), batch_size=batch_size))
 
 
 def readable(context: Context, samples: Sequence[Sample]) -> list[Sample]:

@@ -21,7 +21,9 @@ class Feed:
     Example: `feed.prompt(sample)` is a `Rendered`, or None when the sample went to quarantine.
     """
 
-    def __init__(self, renderer: Renderer, limits: MediaLimits, quarantine: Quarantine, *, stop: bool) -> None:
+    def __init__(
+        self, renderer: Renderer, limits: MediaLimits, quarantine: Quarantine, *, stop: bool
+    ) -> None:
         self.renderer = renderer
         self.limits = limits
         self.quarantine = quarantine
@@ -68,5 +70,11 @@ class Feed:
 
 def size(rendered: Rendered) -> int:
     """Bytes held by a rendered row."""
-    tensors: Sequence = (rendered.ids, rendered.roles, rendered.sampled, rendered.token_types, *rendered.media.values())
+    tensors: Sequence = (
+        rendered.ids,
+        rendered.roles,
+        rendered.sampled,
+        rendered.token_types,
+        *rendered.media.values(),
+    )
     return sum(t.numel() * t.element_size() for t in tensors)

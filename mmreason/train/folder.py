@@ -19,8 +19,25 @@ from mmreason.train.context import Context
 from mmreason.types import Rendered
 
 # What may change between the first start of a run and its resumption without changing what it computes.
-FREE_KEYS = ("save_total_limit", "report_to", "resume_from_checkpoint", "save_steps", "logging_steps", "num_threads")
-_PACKAGES = ("mmreason", "torch", "torchvision", "torchaudio", "transformers", "peft", "qwen-vl-utils", "pillow", "numpy")
+FREE_KEYS = (
+    "save_total_limit",
+    "report_to",
+    "resume_from_checkpoint",
+    "save_steps",
+    "logging_steps",
+    "num_threads",
+)
+_PACKAGES = (
+    "mmreason",
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "peft",
+    "qwen-vl-utils",
+    "pillow",
+    "numpy",
+)
 
 
 def open_run(recipe: Recipe, run_dir: Path) -> None:
@@ -40,7 +57,9 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
         changed = differences(before, yaml.safe_load(dump_recipe(recipe)))
         if changed and any(run_dir.glob("checkpoint-*")):
             raise ValueError(
-                f"{run_dir} holds a run of another recipe:\n  " + "\n  ".join(changed) + "\ntake another output_dir, "
+                f"{run_dir} holds a run of another recipe:\n  "
+                + "\n  ".join(changed)
+                + "\ntake another output_dir, "
                 "or put these keys back to go on with that run"
             )
     if rank == 0:
@@ -55,7 +74,9 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [line for k in keys for line in differences(before.get(k), now.get(k), f"{path}.{k}".lstrip("."))]
+        return [
+            line for k in keys for line in differences(before.get(k), now.get(k), f"{path}.{k}".lstrip("."))
+        ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = enumerate(zip(before, now, strict=True))
         return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}.{i}")]

@@ -6,12 +6,11 @@ and TW-GRPO (2505.24718). The step that trains on the streams is the same as SFT
 
 from __future__ import annotations
 
-import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
 
 from mmreason.curriculum import make_gate, make_sampler
 from mmreason.objective import advantages, grpo_samples, token_weights_tw
@@ -23,6 +22,8 @@ from mmreason.train.context import Batch, Context
 from mmreason.train.distributed import shard
 from mmreason.train.step import Objective, Trainer, fixed_logprobs
 from mmreason.types import Group, Rendered, Sample, TrainingSample
+
+log = logging.getLogger(__name__)
 
 
 class GRPO:
@@ -41,6 +42,8 @@ class GRPO:
         self._rows: list[TrainingSample] = []
         self._uses_left = 0
         self._metrics: dict[str, float] = {}
+        self._rollouts = 0
+        self._bad_rewards = 0
 
     # --- the method's contract
 
@@ -62,18 +65,22 @@ class GRPO:
             "gate": self.gate.state_dict(),
             "uses_left": self._uses_left,
             "metrics": self._metrics,
+            "rollouts": self._rollouts,
         }
 
     def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self.gate.load_state_dict(state["gate"])
         self._uses_left, self._metrics, self._rows = state["uses_left"], state["metrics"], rows
+        self._rollouts = state["rollouts"]
 
     # --- one batch of rollouts
 
     def _rollout(self, step: int) -> tuple[list[TrainingSample], dict[str, float]]:
         stage, backend = self.stage, self.context.backend
+        self._bad_rewards = 0
         groups, seen = self._groups()
+        self._rollouts += 1
         rewards = [[t.reward for t in group.trajectories] for group in groups]
         per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
         rows: list[TrainingSample] = []
@@ -94,19 +101,26 @@ class GRPO:
             folder = self.context.run_dir / "completions"
             write_completions(folder / f"{stage.name}-{step:06d}.jsonl", kept, stage.num_completions_to_log)
         curriculum = {**self.sampler.metrics(), **self.gate.metrics()}
-        return rows, {**group_metrics(lines), **curriculum, "groups": float(len(kept) / stage.num_generations)}
+        return rows, {
+            **group_metrics(lines),
+            **curriculum,
+            "groups": len(kept) / stage.num_generations,
+            "rewards/bad_values": backend.sum(self._bad_rewards),
+        }
 
     def _groups(self) -> tuple[list[Group], list[Group]]:
         """Groups that the gate admits, refilled for at most `max_rounds`; and all groups that were rolled out."""
         stage, backend = self.stage, self.context.backend
-        per_rank = stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
+        per_rank = (
+            stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
+        )
         admitted: list[Group] = []
         seen: list[Group] = []
         for _ in range(stage.gate.max_rounds):
             missing = backend.max(per_rank - len(admitted))
             if missing <= 0:
                 break
-            samples = shard(self.sampler.next(missing * backend.world_size), backend)
+            samples = shard(self.sampler.next(missing * backend.world_size, step=self._rollouts), backend)
             fresh = self._complete(samples)
             seen += fresh
             admitted += [group for group in fresh if self.gate.admit(group)]
@@ -136,15 +150,20 @@ class GRPO:
             params,
         )
         return [
-            score_group(
-                Group(sample, prompt, tuple(trajectories)),
-                stage.reward_funcs,
-                stage.reward_weights,
-                stage.reward_args,
-                self.user_functions,
-            )
+            self._score(Group(sample, prompt, tuple(trajectories)))
             for (sample, prompt), trajectories in zip(pairs, completed, strict=True)
         ]
+
+    def _score(self, group: Group) -> Group:
+        """Accuracy and rewards of a group; what a user's reward did wrong is named in the log."""
+        stage = self.stage
+        scored, problems = score_group(
+            group, stage.reward_funcs, stage.reward_weights, stage.reward_args, self.user_functions
+        )
+        for problem in problems:
+            log.warning("%s", problem)
+        self._bad_rewards += len(problems)
+        return scored
 
     def _over_ranks(self, rewards: list[list[float | None]]) -> list[list[float | None]]:
         """Every rank's rewards, in rank order: batch scaling needs them all."""
@@ -172,7 +191,12 @@ class GRPO:
         stage = self.stage
         weights = None
         if stage.token_weight.name == "tw_grpo":
-            weights = partial(token_weights_tw, alpha_max=stage.token_weight.alpha_max, form=stage.token_weight.form)
+            weights = partial(
+                token_weights_tw,
+                alpha_max=stage.token_weight.alpha_max,
+                form=stage.token_weight.form,
+                chunk=64,
+            )
         return Objective(
             banned=tuple(sorted(self.context.renderer.placeholder_ids)),
             temperature=stage.temperature,
@@ -180,10 +204,3 @@ class GRPO:
             epsilon_high=stage.epsilon if stage.epsilon_high is None else stage.epsilon_high,
             token_weights=weights,
         )
-
-
-def frozen_copy(model: Any) -> Any:
-    """A copy of the model that never learns: the reference policy."""
-    other = copy.deepcopy(model)
-    other.requires_grad_(False)
-    return other.eval()

@@ -92,7 +92,7 @@ class _progress:
             disable=not context.backend.is_main,
         )
 
-    def __enter__(self):  # noqa: ANN204
+    def __enter__(self):
         self.bar.start()
         return self.bar, self.bar.add_task("", total=1.0, note="")
 

@@ -35,7 +35,9 @@ def prepare(recipe: Recipe, run_dir: Path, checkpoint: Path | None) -> Context:
     seed_everything(recipe.seed + backend.rank)
     sources = load_sources(recipe, run_dir, backend)
     loaded = _load(recipe, sources, checkpoint)
-    seed_everything(recipe.seed + backend.rank)  # the draw of rollouts must not depend on how weights were made
+    seed_everything(
+        recipe.seed + backend.rank
+    )  # the draw of rollouts must not depend on how weights were made
     loaded.model.to(backend.device)
     return assemble(recipe, run_dir, loaded, sources, backend)
 

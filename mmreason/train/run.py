@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmreason.model.load import gradient_checkpointing
 from mmreason.model.parts import parameter_groups
 from mmreason.model.save import save_model
 from mmreason.schema import GRPOStage, Recipe, SFTStage, Stage
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Run the recipe to its end and return what it showed: `{"run_dir", "model", "eval", "seconds"}`.
+    """Run the recipe to its end and return what it showed: `{"run_dir", "model", "eval", "seconds", "is_main"}`.
 
     Raises:
         ValueError: the recipe, its data or its output_dir does not fit; the message says what to do.
@@ -53,7 +54,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if context.backend.is_main:
         folder.write_timing(run_dir, context.seconds, seconds, context.metrics.peak_memory)
     context.backend.close()
-    return {"run_dir": str(run_dir), "model": str(model), "eval": folder.read_eval(run_dir), "seconds": seconds}
+    return {
+        "run_dir": str(run_dir),
+        "model": str(model),
+        "eval": folder.read_eval(run_dir),
+        "seconds": seconds,
+        "is_main": context.backend.is_main,
+    }
 
 
 def _position(context: Context, checkpoint: Path | None) -> dict[str, Any]:
@@ -67,10 +74,17 @@ def _position(context: Context, checkpoint: Path | None) -> dict[str, Any]:
     if context.backend.is_main:
         context.metrics.keep_until(shared["global_step"])
         context.console.print(f"going on from {checkpoint} (global step {shared['global_step']})")
-    return {**shared, "method": local["method"], "rows": rows, "before_seconds": sum(shared["seconds"].values())}
+    return {
+        **shared,
+        "method": local["method"],
+        "rows": rows,
+        "before_seconds": sum(shared["seconds"].values()),
+    }
 
 
-def _stage(context: Context, index: int, stage: Stage, position: dict[str, Any], checkpoint: Path | None) -> None:
+def _stage(
+    context: Context, index: int, stage: Stage, position: dict[str, Any], checkpoint: Path | None
+) -> None:
     """Train one stage to its end; its weights then lie in `stages/NAME` and a checkpoint says that it is done."""
     if checkpoint is not None and position["done"]:
         position["done"] = False
@@ -90,7 +104,13 @@ def _stage(context: Context, index: int, stage: Stage, position: dict[str, Any],
 
     def save(step: int, seconds: float, *, done: bool = False) -> None:
         context.seconds[stage.name] = seconds
-        state = {"stage": index, "step": step, "global_step": first_global + step, "elapsed": seconds, "done": done}
+        state = {
+            "stage": index,
+            "step": step,
+            "global_step": first_global + step,
+            "elapsed": seconds,
+            "done": done,
+        }
         save_checkpoint(
             context.run_dir / f"checkpoint-{first_global + step}",
             model=context.model,
@@ -105,7 +125,15 @@ def _stage(context: Context, index: int, stage: Stage, position: dict[str, Any],
         position.update(state)
 
     end, elapsed = run_stage(
-        context, stage, method, trainer, budget, start=start, first_global=first_global, elapsed=elapsed, save=save
+        context,
+        stage,
+        method,
+        trainer,
+        budget,
+        start=start,
+        first_global=first_global,
+        elapsed=elapsed,
+        save=save,
     )
     if context.backend.is_main:
         save_model(context.model, context.processor, context.run_dir / "stages" / stage.name, merge=False)
@@ -128,7 +156,9 @@ def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:
     assert isinstance(stage, SFTStage)
     if stage.time_of is not None:
         return Budget(seconds=context.seconds[stage.time_of]), SFT(context, stage)
-    return Budget(steps=stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, rows)), SFT(context, stage)
+    return Budget(steps=stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, rows)), SFT(
+        context, stage
+    )
 
 
 def _epoch_steps(epochs: float | None, pool: int, rows: int) -> int:
@@ -137,6 +167,7 @@ def _epoch_steps(epochs: float | None, pool: int, rows: int) -> int:
 
 
 def _trainer(context: Context, stage: Stage) -> Trainer:
+    gradient_checkpointing(context.model, stage.gradient_checkpointing)
     groups = parameter_groups(
         context.model, context.family, context.recipe.model, stage.learning_rate, stage.weight_decay
     )
@@ -160,4 +191,3 @@ def _finish(context: Context) -> Path:
     if context.backend.is_main:
         folder.write_model(context, out)
     return out
-

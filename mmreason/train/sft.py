@@ -38,7 +38,9 @@ class SFT:
                 if rendered is not None and len(rows) < per_rank:
                     rows.append(sft_sample(rendered))
         else:
-            raise ValueError(f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl")
+            raise ValueError(
+                f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl"
+            )
         return Batch(rows, Objective(), {"epoch": self.loader.epoch})
 
     def buffered(self) -> list[TrainingSample]:

@@ -20,7 +20,7 @@ from mmreason.objective import k3, policy_term, token_logprobs
 from mmreason.train.distributed import Backend
 from mmreason.types import MicroBatch, TrainingSample
 
-# (full log-probabilities of one group [G, C, V], mask [G, C]) -> weights [G, C]
+# (logits of one group [G, C, V], mask [G, C]) -> weights [G, C]
 TokenWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -189,8 +189,7 @@ def _group_weights(
                 continue
             low, high = int(columns[0]), int(columns[-1]) + 1
             # The weights' formula takes the full-vocabulary log-softmax at temperature 1, without the ban.
-            full = logits[rows, low:high].float().log_softmax(dim=-1)
-            weights[rows, low:high] = objective.token_weights(full, active[rows, low:high])
+            weights[rows, low:high] = objective.token_weights(logits[rows, low:high], active[rows, low:high])
     return weights
 
 
@@ -210,7 +209,9 @@ def fixed_logprobs(
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     for chosen in pack(rows, trainer.max_tokens):
         batch = collate([rows[i] for i in chosen], trainer.pad_id)
-        logprobs, _, _, first = completion_logprobs(model, trainer.family, batch, objective, trainer.backend.device)
+        logprobs, _, _, first = completion_logprobs(
+            model, trainer.family, batch, objective, trainer.backend.device
+        )
         for j, i in enumerate(chosen):
             length = len(rows[i])
             line = torch.zeros(length)

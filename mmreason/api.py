@@ -1,0 +1,34 @@
+"""What the command line and `from mmreason import train, evaluate` both call: train with its report, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmreason.evaluate import read_eval, table
+from mmreason.report import write_report
+from mmreason.schema import Recipe
+from mmreason.train.evaluation import evaluate_model
+from mmreason.train.run import train as run
+
+__all__ = ["evaluate_model", "train"]
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Run the recipe to its end, print the table of what it learned, and write report.html beside it.
+
+    Returns `{"run_dir", "model", "report", "eval", "seconds"}`.
+    """
+    result = run(recipe)
+    if not result["is_main"]:
+        return result
+    run_dir = Path(result["run_dir"])
+    result["report"] = str(write_report(run_dir))
+    console = Console(stderr=True)
+    stored = read_eval(run_dir)
+    if stored:
+        console.print(table(stored))
+    console.print(f"model   {result['model']}\nreport  {result['report']}")
+    return result
