@@ -1,7 +1,7 @@
 """Evaluation: judge answers on held-out rows, measure against chance, compare stages, keep and show it."""
 
 from mmreason.evaluate.bootstrap import paired_bootstrap
-from mmreason.evaluate.measures import chance_rate, evaluate_rows, measures, summarise, thirds
+from mmreason.evaluate.measures import blind_scores, chance_rate, evaluate_rows, measures, summarise, thirds
 from mmreason.evaluate.rows import EvalRow, judge, question_text, read_rows, thinks, write_rows
 from mmreason.evaluate.run import Generate, evaluate, limit_evenly
 from mmreason.evaluate.score import score
@@ -11,6 +11,7 @@ from mmreason.evaluate.table import parent_of, table
 __all__ = [
     "EvalRow",
     "Generate",
+    "blind_scores",
     "chance_rate",
     "compare",
     "evaluate",

@@ -1,7 +1,7 @@
 """What is measured on held-out rows, and what guessing would score. The same words mean the same everywhere.
 
 accuracy: exact (for several answers, set equality), over the rows that have a solution. soft: the subset
-score. chance: see `chance_rate`. think_rate: the think body is not empty. mean_length: tokens. format: the
+score. chance: see `blind_scores`. think_rate: the think body is not empty. mean_length: tokens. format: the
 strict grammar. hedge_rate: of the questions with several right answers, those answered with a strict,
 non-empty part of them.
 """
@@ -9,7 +9,7 @@ non-empty part of them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmreason.evaluate.rows import EvalRow, judge, mean
@@ -32,29 +32,34 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
     list of measures with lo and hi).
     """
 
+    blind = blind_scores(rows)
+
     def split(key: Callable[[EvalRow], str]) -> dict[str, Any]:
         parts: dict[str, list[EvalRow]] = defaultdict(list)
         for row in rows:
             parts[key(row)].append(row)
-        return {name: measures(parts[name]) for name in sorted(parts)}
+        return {name: measures(parts[name], blind) for name in sorted(parts)}
 
     return {
-        "overall": measures(rows),
+        "overall": measures(rows, blind),
         "by_modality": split(lambda r: r.modality),
         "by_problem_type": split(lambda r: r.problem_type),
         "by_kind": split(lambda r: r.kind),
         "by_source": split(lambda r: r.source),
-        "by_difficulty": [{"lo": lo, "hi": hi, **measures(part)} for lo, hi, part in thirds(rows)],
+        "by_difficulty": [{"lo": lo, "hi": hi, **measures(part, blind)} for lo, hi, part in thirds(rows)],
     }
 
 
-def measures(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """{n, accuracy, soft, chance, think_rate, mean_length, format, hedge_rate}; None where unknown."""
+def measures(rows: Sequence[EvalRow], blind: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """{n, accuracy, soft, chance, think_rate, mean_length, format, hedge_rate}; None where unknown.
+
+    `blind` is `blind_scores` of all rows that were evaluated together.
+    """
     return {
         "n": len(rows),
         "accuracy": mean(r.correct for r in rows),
         "soft": mean(r.soft for r in rows),
-        "chance": chance_rate(rows),
+        "chance": mean(blind.get((r.source, r.id)) for r in rows),
         "think_rate": mean(r.think for r in rows),
         "mean_length": mean(r.length for r in rows),
         "format": mean(r.format for r in rows),
@@ -79,38 +84,39 @@ def thirds(rows: Sequence[EvalRow]) -> list[tuple[float, float, list[EvalRow]]]:
 
 
 def chance_rate(rows: Sequence[EvalRow]) -> float | None:
-    """Expected accuracy of the better of two blind strategies, chosen for each form of question, over these
-    rows.
-
-    A form is (modality, problem_type, kind): what the question's own words reveal. For each, the larger of a
-    uniform guess (1/options; for several answers 1/(2^options - 1), a non-empty subset) and the best constant
-    answer; the forms are averaged by their rows.
+    """Expected accuracy of answering these rows blindly; see `blind_scores`. None when no row has a solution.
 
     Example: ten "how many" rows of which four have the answer 2, and ten yes/no rows, six of them "yes":
     (10 * 0.4 + 10 * 0.6) / 20 = 0.5.
+    """
+    return mean(blind_scores(rows).values())
+
+
+def blind_scores(rows: Sequence[EvalRow]) -> dict[tuple[str, str], float]:
+    """(source, id) -> what the best blind strategy for the row's form of question expects to score on that row.
+
+    A form is (modality, problem_type, kind): what the question's own words reveal. For each, the strategy is the
+    better of a uniform guess (1/options; for several answers 1/(2^options - 1), a non-empty subset) and the best
+    constant answer. It is chosen once on all rows: chosen again inside a slice of a few rows, the best constant
+    would follow their noise, and every slice would seem easier to guess than the whole.
     """
     forms: dict[tuple[str, str, str], list[EvalRow]] = defaultdict(list)
     for row in rows:
         if row.solution is not None:
             forms[row.modality, row.problem_type, row.kind].append(row)
-    total = sum(len(form) for form in forms.values())
-    if not total:
-        return None
-    return sum(len(f) * max(_uniform(f), _constant(f)) for f in forms.values()) / total
+    scores: dict[tuple[str, str], float] = {}
+    for form in forms.values():
+        guess = [_guess(row) for row in form]
+        answer, count = Counter(_canonical(row) for row in form).most_common(1)[0]
+        constant = [float(_canonical(row) == answer) for row in form]
+        best = constant if count > sum(guess) else guess
+        scores |= {(row.source, row.id): score for row, score in zip(form, best, strict=True)}
+    return scores
 
 
-def _uniform(form: Sequence[EvalRow]) -> float:
-    guesses = []
-    for row in form:
-        count = len(row.options)
-        several = row.problem_type == "multi_choice"
-        guesses.append(0.0 if not count else 1 / (2**count - 1) if several else 1 / count)
-    return sum(guesses) / len(form)
-
-
-def _constant(form: Sequence[EvalRow]) -> float:
-    answers = Counter(_canonical(row) for row in form)
-    return answers.most_common(1)[0][1] / len(form)
+def _guess(row: EvalRow) -> float:
+    count = len(row.options)
+    return 0.0 if not count else 1 / (2**count - 1) if row.problem_type == "multi_choice" else 1 / count
 
 
 def _canonical(row: EvalRow) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmreason.evaluate import EvalRow, measures, thirds
+from mmreason.evaluate import EvalRow, blind_scores, measures, thirds
 from mmreason.report.load import Run
 from mmreason.report.svg import Series, line_chart
 from mmreason.report.verdict import stage_colours, stage_label
@@ -67,7 +67,7 @@ def _cell(run: Run, key: str, name: str, ids: set[tuple[str, str]] | None) -> Ce
     parts = {stage: [row for row in rows if keep(row)] for stage, rows in run.rows.items()}
     if not any(parts.values()):
         return None
-    said = {stage: measures(rows) for stage, rows in parts.items()}
+    said = {stage: measures(rows, blind_scores(run.rows[stage])) for stage, rows in parts.items()}
     last = list(said.values())[-1]
     bars = [(colours[stage], stage_label(run, stage), m["accuracy"]) for stage, m in said.items()]
     return Cell(last["n"], last["chance"], bars)

@@ -13,7 +13,7 @@ COLOURS = ("red", "blue", "green", "grey")
 def sample(number: int, solution: str | None, problem_type: str, options=(), difficulty=None, kind="k"):
     parts = (Part("image", medium=0), Part("text", text=f"question {number}"))
     return Sample(
-        id=f"s:{number}",
+        id=f"{kind}:{number}",
         source="s",
         messages=(Message("system", (Part("text", text="Be brief."),)), Message("user", parts)),
         media=(MediumRef("image", f"{number}.png"),),
@@ -96,6 +96,15 @@ def test_chance_takes_the_best_strategy_for_each_form_and_averages_over_rows():
     assert chance_rate([*count, *total, *pick]) == pytest.approx((4 * 0.5 + 2 * 0.5 + 4 * 0.25) / 10)
     # one constant for all forms together would have claimed only 2/10
     assert chance_rate([]) is None
+
+
+def test_chance_of_a_slice_does_not_follow_its_noise():
+    solutions = ["2", "2", "2", "3", "4", "5", "2", "6", "7"]
+    samples = [sample(i, s, "numeric", difficulty=i / 8) for i, s in enumerate(solutions)]
+    out = evaluate_rows(samples, [said("1")] * 9, [1] * 9)
+    assert out["overall"]["chance"] == pytest.approx(4 / 9)
+    # the constant is 2 in every third; the best one inside the second third alone would have had 1/3
+    assert [p["chance"] for p in out["by_difficulty"]] == pytest.approx([1.0, 0.0, 1 / 3])
 
 
 def test_thirds_have_equal_sizes_and_keep_equal_difficulties_together():
