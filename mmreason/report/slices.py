@@ -90,7 +90,8 @@ def kinds_table(run: Run) -> list[tuple[str, int, float | None, list[float | Non
     for kind, last in kinds.items():
         accuracies = [block.get("by_kind", {}).get(kind, {}).get("accuracy") for block in blocks.values()]
         out.append((kind, last["n"], last["chance"], accuracies))
-    return sorted(out, key=lambda row: -(row[3][-1] or 0.0))
+    last = list(blocks).index(run.line[-1]) if run.line else -1
+    return sorted(out, key=lambda row: -(row[3][last] or 0.0))
 
 
 def habits(run: Run) -> list[tuple[str, dict[str, Any]]]:
