@@ -78,21 +78,20 @@ class Loader:
         self._replay = {
             name: _Stream(f"replay/{name}", sources[name], seed) for name, s in replay.items() if s > 0
         }
-        self._shares = {name: replay[name] for name in self._replay}
-        self._credit = dict.fromkeys(self._replay, 0.0)
+        self._shares = {"": 1.0 - sum(replay.values())} | {name: replay[name] for name in self._replay}
+        self._credit = dict.fromkeys(self._shares, 0.0)  # "" is the pool
 
     def next(self, n: int) -> list[Sample]:
         """The next `n` rows."""
         return [self._one() for _ in range(n)]
 
     def _one(self) -> Sample:
+        """Smooth weighted round robin: after n rows each stream has given its share of n, less or more than one row."""
         for name, share in self._shares.items():
             self._credit[name] += share
-        name = max(self._credit, key=self._credit.__getitem__, default="")
-        if name and self._credit[name] >= 1.0 - 1e-9:
-            self._credit[name] -= 1.0
-            return self._replay[name].next()
-        return self._main.next()
+        chosen = max(self._credit, key=lambda name: round(self._credit[name], 9))
+        self._credit[chosen] -= 1.0
+        return self._replay[chosen].next() if chosen else self._main.next()
 
     @property
     def epoch(self) -> float:
