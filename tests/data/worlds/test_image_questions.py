@@ -53,6 +53,8 @@ def _ask(kind: str, *args: Any) -> Draft:
         ("cell", (4, 4), ("empty",), "44 empty", "it is empty"),
         ("count", ((None, "star"),), ("2",), "star 12 14", "1 2"),
         ("count", (("yellow", "star"),), ("0",), "yellow star none", "0"),
+        ("find", ((None, "star"),), ("12 14",), "star 12 14", "2 in all"),
+        ("find", (("yellow", "star"),), ("none",), "yellow star none", "0 in all"),
         ("shape", (("green", None),), ("square",), "green square 23", "it is square"),
         ("where", (("red", "circle"),), ("row 3 column 4",), "red circle 34", "row 3, column 4"),
         ("sum", (("red", None), ("blue", None)), ("5",), None, None),
@@ -125,6 +127,8 @@ def _oracle(kind: str, text: str, options: list[str], grid: Grid) -> set[str]:
     counts = [len(_matches(grid, t)) for t in terms]
     if kind == "count":
         return {str(counts[0])}
+    if kind == "find":
+        return {" ".join(f"{row}{column}" for row, column in _matches(grid, terms[0])) or "none"}
     if kind == "sum":
         return {str(counts[0] + counts[1])}
     if kind == "difference":

@@ -99,4 +99,4 @@ def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
     raise ValueError(f"world image: {impossible}")
 
 
-WORLD = World("image", 1, tuple(KINDS), GROUPS, scenes)
+WORLD = World("image", 2, tuple(KINDS), GROUPS, scenes)

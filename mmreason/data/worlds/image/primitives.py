@@ -11,6 +11,7 @@ from mmreason.data.worlds.rows import Thought
 
 Rng = np.random.Generator
 EMPTY = "empty"
+NONE_WEIGHT = 0.5  # "none" is one answer for all terms, so it would be the best guess if it came as often
 ROW_WEIGHTS = {1: 1.0, 2: 1.0, 3: 0.4, 4: 0.1}  # by the number of things in the row: full rows are rare
 
 
@@ -96,6 +97,27 @@ def count_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     return Draft(text, "numeric", (str(len(things)),), thought, things=things)
 
 
+def find_offers(scene: Scene, rng: Rng) -> list[Candidate]:
+    """The cells of each object, colour or shape, classed by how many there are."""
+    return [
+        Candidate("find", group, n, (term,), weight=1.0 if n else NONE_WEIGHT)
+        for group, terms in TERMS.items()
+        for term in terms
+        for n in [scene.count(term)]
+    ]
+
+
+def find_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
+    """Cells in reading order: what every longer thought is made of."""
+    term = candidate.args[0]
+    things = scene.find(term)
+    thought = Thought(
+        f"find {short(term)}", seen(scene, [term]), f"{len(things)} in all", f"{len(things)} in all"
+    )
+    text = pick((f"find the {plural(term)}.", f"which cells hold {plural(term)}?"), rng)
+    return Draft(text, "text", (cells(things),), thought, things=things)
+
+
 def colour_offers(scene: Scene, rng: Rng) -> list[Candidate]:
     """Shapes that occur once."""
     return [
@@ -172,6 +194,7 @@ KINDS = (
     Kind("caption", 0.4, caption_offers, caption_ask),
     Kind("row", 0.2, row_offers, row_ask),
     Kind("cell", 0.0, cell_offers, cell_ask),
+    Kind("find", 0.1, find_offers, find_ask),
     Kind("count", 0.2, count_offers, count_ask),
     Kind("colour", 0.0, colour_offers, colour_ask),
     Kind("shape", 0.0, shape_offers, shape_ask),
