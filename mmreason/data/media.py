@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -48,12 +50,8 @@ def decode(ref: MediumRef, limits: MediaLimits) -> DecodedMedium:
         MediaError: the path leaves the root, or the file is missing, too large, truncated or no picture.
     """
     image, name = _open(ref, limits)
-    try:
+    with _decoder(name, limits):
         upright = _rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # a broken file may raise anything in a decoder
-        raise MediaError(
-            f"{name}: this picture cannot be read ({error}); repair it or remove its row"
-        ) from error
     return DecodedMedium(
         "image", name, image=upright, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels
     )
@@ -71,17 +69,8 @@ def _open(ref: MediumRef, limits: MediaLimits) -> tuple[Image.Image, str]:
     if ref.kind != "image":
         raise MediaError(f"{name}: mmreason decodes images in this version; got {ref.kind}")
     data = read_bytes(ref, limits)
-    try:
+    with _decoder(name, limits):
         image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(
-            f"{name}: {error}; allowed are {limits.max_image_pixels} pixels (max_image_pixels) and what Pillow's own "
-            "bound lets through: shrink the picture"
-        ) from error
-    except Exception as error:  # a broken file may raise anything in a decoder
-        raise MediaError(
-            f"{name}: these {len(data)} bytes are no readable picture ({error}); allowed are {', '.join(IMAGE_FORMATS)}"
-        ) from error
     width, height = image.size
     if width * height > limits.max_image_pixels:
         raise MediaError(
@@ -89,6 +78,23 @@ def _open(ref: MediumRef, limits: MediaLimits) -> tuple[Image.Image, str]:
             "(max_image_pixels): shrink the picture or raise the bound"
         )
     return image, name
+
+
+@contextmanager
+def _decoder(name: str, limits: MediaLimits) -> Iterator[None]:
+    """Around Pillow's work: whatever a file makes it raise is a MediaError with the medium's name."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(
+            f"{name}: {error}; allowed are {limits.max_image_pixels} pixels (max_image_pixels) and what Pillow's own "
+            "bound lets through: shrink the picture"
+        ) from error
+    except Exception as error:  # a broken file may raise anything in a decoder
+        raise MediaError(
+            f"{name}: the picture cannot be read ({error}); allowed are whole files of {', '.join(IMAGE_FORMATS)}: "
+            "repair it or remove its row"
+        ) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

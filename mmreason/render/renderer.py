@@ -150,12 +150,9 @@ class Renderer:
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def _knows(self, token: Any) -> bool:
-        """Whether `token` is one token of the vocabulary (unknown ones convert to None or to the unknown token)."""
-        return isinstance(token, str) and self.tokenizer.convert_tokens_to_ids(token) not in (
-            None,
-            self.tokenizer.unk_token_id,
-        )
+    def _knows(self, token: str) -> bool:
+        """Whether it is in the vocabulary (unknown ones convert to None or to the unknown token)."""
+        return self.tokenizer.convert_tokens_to_ids(token) not in (None, self.tokenizer.unk_token_id)
 
     def _placeholders(self) -> dict[MediaKind, str]:
         """kind -> the token that stands for a medium in the template's text."""
@@ -164,7 +161,7 @@ class Renderer:
             token = getattr(self.processor, f"{kind}_token", None) or getattr(
                 self.tokenizer, f"{kind}_token", None
             )
-            if self._knows(token):
+            if isinstance(token, str) and self._knows(token):
                 found[kind] = token
         return found
 

@@ -173,7 +173,7 @@ def test_half_a_picture_is_refused() -> None:
     whole = png(Image.fromarray(noise))
     assert pixels(whole).shape == (80, 80, 3)
     assert check(inline(whole[: len(whole) // 2]), LIMITS) == (80, 80)  # its header is fine
-    with pytest.raises(MediaError, match="inline bytes: this picture cannot be read"):
+    with pytest.raises(MediaError, match="inline bytes: the picture cannot be read"):
         decode(inline(whole[: len(whole) // 2]), LIMITS)
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
@@ -185,7 +185,7 @@ def test_half_a_picture_is_refused() -> None:
     "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 )
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    with pytest.raises(MediaError, match="no readable picture"):
+    with pytest.raises(MediaError, match="cannot be read .*PNG"):
         decode(inline(content), LIMITS)
 
 
