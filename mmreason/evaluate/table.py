@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -16,25 +17,28 @@ def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questi
     its 95% paired bootstrap interval.
     """
     stages = list(stored)
-    out = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     out.add_column("accuracy, %", no_wrap=True)
     out.add_column("n", justify="right", style="dim")
     out.add_column("chance", justify="right", style="dim")
     for stage in stages:
-        out.add_column(stage, justify="right")
+        out.add_column(stage, justify="right", overflow="fold")
     if not stages:
         return out
     last = stored[stages[-1]]
     _row(out, "overall", last["overall"], [stored[s]["overall"] for s in stages], style="bold")
-    out.add_row("  gain [95% interval]", "", "", *[_gain(stored, s) for s in stages])
+    gains = [_gain(stored, s) for s in stages]
+    for name, line in zip(("  gain", "  95% interval", "  against"), zip(*gains, strict=True), strict=True):
+        out.add_row(name, "", "", *line)
     out.add_section()
     for key in ("by_modality", "by_problem_type"):
         if key == "by_problem_type" or len(last[key]) > 1:
             for name, block in last[key].items():
                 _row(out, name, block, [stored[s][key].get(name) for s in stages])
             out.add_section()
+    words = ("easy", "middle", "hard") if len(last["by_difficulty"]) == 3 else ("part 1", "part 2")
     for i, block in enumerate(last["by_difficulty"]):
-        name = f"difficulty {block['lo']:.2f}-{block['hi']:.2f}"
+        name = f"{words[i]} {block['lo']:.2f}-{block['hi']:.2f}"
         parts = [stored[s]["by_difficulty"] for s in stages]
         _row(out, name, block, [p[i] if i < len(p) else None for p in parts])
     out.add_section()
@@ -44,7 +48,7 @@ def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questi
         ("format, %", "format", 100, 1),
         ("hedging, %", "hedge_rate", 100, 1),
         ("thinks, %", "think_rate", 100, 1),
-        ("mean length, tokens", "mean_length", 1, 1),
+        ("tokens", "mean_length", 1, 1),
     ):
         out.add_row(name, "", "", *[_number(block.get(key), scale, digits) for block in overall])
     return out
@@ -65,14 +69,15 @@ def _row(out: Table, name: str, block: Mapping[str, Any], cells: list[Any], styl
     out.add_row(name, str(block["n"]), _number(block.get("chance"), 100, 1), *values, style=style)
 
 
-def _gain(stored: Mapping[str, Mapping[str, Any]], stage: str) -> Text:
+def _gain(stored: Mapping[str, Mapping[str, Any]], stage: str) -> tuple[Text, Text, Text]:
+    """Mean, interval and the stage it is held against; empty for a stage that has none."""
     parent = parent_of(stored, stage)
     delta = stored[stage].get("deltas", {}).get(parent, {}).get("overall") if parent else None
-    if not delta:
-        return Text("")
+    if not delta or not parent:
+        return Text(), Text(), Text()
     style = "green" if delta["low"] > 0 else "red" if delta["high"] < 0 else "yellow"
     mean, low, high = (100 * delta[k] for k in ("mean", "low", "high"))
-    return Text(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]\nto {parent}", style=style)
+    return Text(f"{mean:+.1f}", style), Text(f"{low:+.1f}..{high:+.1f}", style), Text(parent, "dim")
 
 
 def _number(value: float | None, scale: float, digits: int) -> str:

@@ -55,7 +55,17 @@ LATER = (
     Spec("Seconds per step", ("time/*",), low=0.0),
     Spec("Tokens per step", ("tokens/*",), low=0.0),
 )
-SILENT = ("step", "stage", "rows", "groups", "memory/pss", "skipped_steps", "epoch", "rewards/*/std")
+SILENT = (
+    "step",
+    "stage",
+    "rows",
+    "groups",
+    "memory/pss",
+    "skipped_steps",
+    "epoch",
+    "rewards/*/std",
+    "rewards/bad_values",
+)
 
 
 @dataclass(frozen=True)

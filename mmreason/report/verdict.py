@@ -232,6 +232,10 @@ def _training(run: Run, name: str, lines: Sequence[Mapping[str, Any]]) -> list[F
         out.append(
             Finding("bad", f"{name}: {plural(int(skipped), 'step')} skipped", "their gradient was not finite")
         )
+    failed = sum(v for _, v in values(lines, "rewards/bad_values"))
+    if failed:
+        detail = "they raised or gave no finite number, and counted as None; the log names each"
+        out.append(Finding("bad", f"{name}: {plural(int(failed), 'value')} of user rewards lost", detail))
     empty = sum("loss" not in line for line in lines)
     if empty:
         detail = "no group passed the gate, so nothing was trained in them"

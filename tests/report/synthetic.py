@@ -211,6 +211,7 @@ def _rollout_metrics(t: float, i: int, rng: random.Random, trouble: bool) -> dic
         "difficulty": 0.2 + 0.5 * t,
         "clip_ratio/low": 0.01,
         "clip_ratio/high": 0.02,
+        "rewards/bad_values": float(trouble and i < 2),
         "odd_number": None if i == 5 else 3.0,
     }
 

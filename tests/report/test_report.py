@@ -143,7 +143,7 @@ def test_everything_wrong_is_named(trouble):
     found = " | ".join(f"{f.title}: {f.detail}" for f in findings(run))
     for words in (
         "1 row in quarantine", "truncated picture", "sft: 1 step skipped", "completions cut off", "grpo: hedging on",
-        "multi_choice got worse", "3 held-out answers cut off",
+        "multi_choice got worse", "2 values of user rewards lost", "3 held-out answers cut off",
     ):  # fmt: skip
         assert words in found, words
     assert "Nothing." not in trouble[1]
