@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Group as Lines
 from rich.table import Table
 
+from mmreason.curriculum import gate_problem
 from mmreason.data.media import MediaError, MediaLimits, check, decode
 from mmreason.data.sources import check_source, load_rows
 from mmreason.data.transforms import supervised, target_text
@@ -86,10 +87,13 @@ class Report:
             lines.append(marks)
         if self.memory:
             parts = Table(
-                "stage", *Memory.PARTS, "sum", title="memory of one process in GB (a rough estimate)"
+                "stage",
+                *Memory.PARTS,
+                "sum",
+                title="memory of one process in MB: a rough estimate, without Python and libraries (0.6 GB)",
             )
             for stage, m in self.memory.items():
-                parts.add_row(stage, *(f"{v / 1e9:.2f}" for v in [*m.parts(), m.total]))
+                parts.add_row(stage, *(f"{v / 1e6:,.0f}" for v in [*m.parts(), m.total]))
             lines.append(parts)
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems]
@@ -203,6 +207,8 @@ def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Repo
         return
     wrong = reward_problems(stage.reward_funcs, stage.reward_weights, stage.reward_args, functions)
     report.add([f"{where}.reward_funcs: {problem}" for problem in wrong])
+    closed = gate_problem(stage.gate, stage.num_generations)
+    report.add([f"{where}.gate: {closed}"] if closed else [])
     if wrong:
         return
     values: dict[str, list[float]] = {name: [] for name in stage.reward_funcs}

@@ -50,9 +50,9 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
         (["compare", "no_such.yaml"], "no_such.yaml: 1 problem"),
         (["report", "no_such_run"], "no run directory 'no_such_run'"),
         (["score", "no_such.jsonl", "--reward", "exact"], "no_such.jsonl"),
-        (["eval", "no_such_model", "--data", "no_such.jsonl"], "no_such"),
+        (["eval", "./no_such_model", "--data", "no_such.jsonl"], "no_such.jsonl"),
         (["export", "no_such_checkpoint", "out"], "no_such_checkpoint"),
-        (["chat", "no_such_model", "why?"], "no_such_model"),
+        (["chat", "./no_such_model", "why?"], "no_such_model"),
         (["data", "make", "no_such_world", "--out", "out"], "no_such_world"),
         (["serve"], "serve: this version has no"),
         (["tool", "zoom"], "no tool 'zoom'"),
@@ -80,5 +80,26 @@ def test_json_on_standard_output_is_json_only(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "m.json").read_text()) == json.loads(done.stdout)
 
 
-def test_tool_says_that_there_are_none() -> None:
+def test_tool_and_bench_say_that_there_are_none() -> None:
     assert "no tools" in mmreason("tool").stdout
+    assert "no benchmarks" in mmreason("bench").stdout
+
+
+def test_score_gives_stored_completions_their_rewards(tmp_path: Path) -> None:
+    truth = {"solution": "red, blue", "problem_type": "multi_choice", "options": ["red", "green", "blue"]}
+    given = ["red, blue", "red", "green"]
+    rows = [truth | {"completion": f"<think>x</think><answer>{answer}</answer>"} for answer in given]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    wanted = ["--reward", "exact", "--reward", "subset", "--json", "-"]
+    done = mmreason("score", "rows.jsonl", *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["reward"] for row in result["exact"]["rows"]] == [1.0, 0.0, 0.0]
+    assert [row["reward"] for row in result["subset"]["rows"]] == [1.0, 0.5, 0.0]
+
+
+def test_data_make_writes_rows_and_pictures(tmp_path: Path) -> None:
+    made = mmreason("data", "make", "image", "--out", "w", "--count", "8", "--seed", "3", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert len((tmp_path / "w" / "rows.jsonl").read_text().splitlines()) == 8
+    assert (tmp_path / "w" / "images-000.zip").is_file()

@@ -112,6 +112,8 @@ def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
     assert any(
         "no_such.py" in p for p in check(tmp_path, [row()], "stages.grpo.reward_funcs=['no_such.py:f']")
     )
+    gate = "stages.grpo.gate={name: balanced, low: 0.4, high: 0.45}"
+    assert any("stages.grpo.gate" in p for p in check(tmp_path, [row()], gate))
     assert any("none.jinja" in p for p in check(tmp_path, [row()], "model.chat_template=none.jinja"))
 
 
@@ -152,8 +154,7 @@ def test_the_command_exits_1_with_the_list_and_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["debug", "quickstart"])
 def test_the_shipped_recipes_are_ready(name: str) -> None:
-    report = validate_file(ROOT / "recipes" / f"{name}.yaml")
-    assert report.problems == []
+    assert validate_file(ROOT / "recipes" / f"{name}.yaml").problems == []
 
 
 def test_the_memory_estimate_is_the_hand_computed_one() -> None:
@@ -162,7 +163,7 @@ def test_the_memory_estimate_is_the_hand_computed_one() -> None:
         num_attention_heads, num_key_value_heads, head_dim = 2, 1, 4
 
     model = torch.nn.Linear(10, 100, bias=False)
-    model.config = type("Config", (), {"get_text_config": lambda self: Text()})()  # type: ignore[assignment]
+    model.config = type("Config", (), {"get_text_config": lambda self: Text()})()
     loaded = Loaded(model, None, None)  # type: ignore[arg-type]
     sizes = {"per_device_train_batch_size": 4, "num_generations": 2}
     whole = build_recipe(
