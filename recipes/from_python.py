@@ -17,7 +17,7 @@ def main(path: str, overrides: list[str]) -> float:
     recipe = load_recipe(path, overrides)
     result = train(recipe)
     rows = [str(Path(recipe.output_dir) / "data" / name / "rows.jsonl") for name in recipe.eval.data]
-    measures = evaluate(result["model"], rows)
+    measures = evaluate(result["model"], rows, max_completion_length=recipe.eval.max_completion_length)
     accuracy = float(measures["overall"]["accuracy"])
     print(f"{result['model']}: {accuracy:.1%} exact on {measures['overall']['n']} held-out questions")
     return accuracy

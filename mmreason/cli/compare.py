@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from mmreason.recipe import load_recipe
+from mmreason.schema import Recipe
 
 
 def compare_recipes(
@@ -34,15 +35,17 @@ def compare_recipes(
         for path in recipes
         for seed in range(seeds)
     ]  # every recipe is read before the first run starts
-    unmeasured = sorted({name for name, _, recipe in plan if not recipe.eval.data})
+    unmeasured = sorted({name for name, _, recipe in plan if not _evaluated(recipe)})
     if unmeasured:
-        raise ValueError(f"compare: {unmeasured} have no eval.data, so there is nothing to compare them by")
+        raise ValueError(
+            f"compare: {unmeasured} evaluate nothing (eval.data, evaluate), so there is nothing to compare them by"
+        )
     from mmreason.api import train
 
     runs = []
     for name, seed, recipe in plan:
         train(recipe)
-        accuracy = _final_accuracy(Path(recipe.output_dir), recipe.stages[-1].name)
+        accuracy = _final_accuracy(recipe)
         runs.append({"recipe": name, "seed": seed, "output_dir": recipe.output_dir, "accuracy": accuracy})
     return {"runs": runs, "recipes": {name: _summary(name, names[0], runs) for name in names}}
 
@@ -56,9 +59,16 @@ def comparison_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _final_accuracy(run_dir: Path, stage: str) -> float:
-    evaluation = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
-    return float(evaluation[stage]["overall"]["accuracy"])
+def _final_accuracy(recipe: Recipe) -> float:
+    """Exact accuracy after the last evaluated stage of the main line."""
+    evaluation = json.loads((Path(recipe.output_dir) / "eval.json").read_text(encoding="utf-8"))
+    last = _evaluated(recipe)[-1]
+    return float(evaluation[last]["overall"]["accuracy"])
+
+
+def _evaluated(recipe: Recipe) -> list[str]:
+    """The stages of the main line whose end is evaluated."""
+    return [s.name for s in recipe.stages if s.evaluate and not s.branch and recipe.eval.data]
 
 
 def _summary(name: str, first: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -124,7 +124,10 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from recipes.from_python import main
 
     monkeypatch.chdir(tmp_path)
-    sizes = ["data.warm.count=16", "data.prompts.count=16", "data.held_out.count=8"]
+    sizes = [
+        f"data.{name}.count={count}"
+        for name, count in {"base": 8, "warm": 8, "prompts": 8, "held_out": 4}.items()
+    ]
     steps = ["stages.sft.max_steps=1", "stages.grpo.max_steps=2", "eval.max_completion_length=8"]
     accuracy = main(str(ROOT / "recipes" / "debug.yaml"), [*sizes, *steps, "num_threads=1"])
     assert 0.0 <= accuracy <= 1.0

@@ -1,0 +1,129 @@
+"""The commands that need a model, on a small run: eval, chat, export, report, compare, and the Python API's names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import mmreason
+from mmreason.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "data.base.count=16",
+    "data.warm.count=16",
+    "data.prompts.count=16",
+    "data.held_out.count=8",
+    "stages.sft.max_steps=1",
+    "stages.grpo.max_steps=2",
+    "stages.grpo.max_completion_length=8",
+    "eval.max_completion_length=8",
+    "num_threads=1",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    recipe = mmreason.load_recipe(ROOT / "recipes" / "debug.yaml", [*SMALL, f"output_dir={folder}"])
+    assert mmreason.train(recipe)["model"] == str(folder / "model")
+    return folder
+
+
+def mm(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_run_directory_holds_what_the_readme_says(run: Path) -> None:
+    files = [
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "eval.json",
+        "report.html",
+        "probe.safetensors",
+    ]
+    assert [name for name in files if not (run / name).is_file()] == []
+    assert mmreason.load_recipe(run / "recipe.yaml").output_dir == str(run)
+
+
+def test_eval_measures_a_model_on_rows(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eval.json"
+    rows = run / "data" / "held_out" / "rows.jsonl"
+    mm("eval", run / "model", "--data", rows, "--limit", 4, "--max-completion-length", 4, "--json", out)
+    result: dict[str, Any] = json.loads(out.read_text())
+    assert result["overall"]["n"] == 4
+    assert set(result["overall"]) >= {"accuracy", "soft", "chance", "think_rate", "mean_length", "format"}
+
+
+def test_chat_answers_about_a_picture_and_refuses_what_is_none(run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    out = tmp_path / "chat.json"
+    picture = ["--image", tmp_path / "red.png", "--max-completion-length", 4, "--json", out]
+    mm("chat", run / "model", "which colour?", *picture)
+    assert isinstance(json.loads(out.read_text())["completion"], str)
+    with pytest.raises(ValueError, match="none.png"):
+        mm("chat", run / "model", "which colour?", "--image", tmp_path / "none.png")
+
+
+def test_export_writes_the_same_weights_once(run: Path, tmp_path: Path) -> None:
+    (checkpoint, *_) = sorted(run.glob("checkpoint-*"))
+    mm("export", checkpoint, tmp_path / "out")
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    kept = load_file(checkpoint / "model.safetensors")
+    assert exported.keys() == kept.keys()
+    assert all(bool((exported[name] == kept[name]).all()) for name in kept)
+    with pytest.raises(ValueError, match="is there already"):
+        mm("export", checkpoint, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds no model"):
+        mm("export", tmp_path, tmp_path / "other")
+
+
+def test_report_is_rebuilt(run: Path) -> None:
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    mm("report", run)
+    assert len((run / "report.html").read_bytes()) == pytest.approx(len(before), rel=0.1)
+
+
+@pytest.mark.slow
+def test_compare_runs_recipes_and_seeds_into_one_table(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    for path in (first, second):
+        path.write_text((ROOT / "recipes" / "debug.yaml").read_text())
+    overrides = [part for setting in SMALL for part in ("--set", setting)]
+    command = ["compare", first, second, "--seeds", 2, "--out", tmp_path / "runs", *overrides]
+    table = mm(*command, "--json", tmp_path / "compare.json")
+    result = json.loads((tmp_path / "compare.json").read_text())
+    assert [(r["recipe"], r["seed"]) for r in result["runs"]] == [
+        ("first", 0),
+        ("first", 1),
+        ("second", 0),
+        ("second", 1),
+    ]
+    assert result["recipes"]["second"]["difference"] == 0.0  # the same recipe under another name
+    assert "against the first" in table
+
+
+@pytest.mark.slow
+def test_launch_trains_with_two_processes(tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "debug.yaml"
+    command = [sys.executable, "-m", "mmreason.cli", "launch", str(recipe), "--nproc", "2", *SMALL]
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path}/run"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
