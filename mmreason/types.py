@@ -49,7 +49,9 @@ class DecodedMedium:
     timestamps: np.ndarray | None = None  # float64 [F], seconds
     waveform: np.ndarray | None = None  # float32 [S], mono, -1..1
     sampling_rate: int | None = None  # Hz
-    min_pixels: int | None = None  # the recipe's bounds for processors of free picture size; None: the processor's own
+    min_pixels: int | None = (
+        None  # the recipe's bounds for processors of free picture size; None: the processor's own
+    )
     max_pixels: int | None = None
 
 
@@ -92,7 +94,9 @@ class Sample:
     problem_type: str = "text"  # one of PROBLEM_TYPES
     options: tuple[str, ...] = ()  # option texts without letters
     rationale: Mapping[str, str] = field(default_factory=dict)  # style -> body of the think block
-    evidence: tuple[Mapping[str, Any], ...] = ()  # boxes {"box": [x0, y0, x1, y1], "label": ...}, spans {"span": [s, e]}
+    evidence: tuple[
+        Mapping[str, Any], ...
+    ] = ()  # {"box": [x0, y0, x1, y1], "label": ...}, {"span": [start, end]}
     difficulty: float | None = None  # 0 easy .. 1 hard
     columns: Mapping[str, Any] = field(default_factory=dict)  # every other column, handed to rewards
 
@@ -177,7 +181,8 @@ class TrainingSample:
 
     The step adds, over tokens t with `aggregation[t] > 0`,
     `aggregation[t] * (w[t] * policy_term(ratio[t], rl[t]) + kl[t] * k3[t] + ce[t] * nll[t])`, with w the method's
-    token weights (1 without any), and divides the global sum by the global sum of `count`. Streams are aligned with `ids`: entry t speaks of predicting `ids[t]`.
+    token weights (1 without any), and divides the global sum by the global sum of `count`. Streams are aligned with
+    `ids`: entry t speaks of predicting `ids[t]`.
 
     Example (SFT, ids [5, 7, 9, 2], answer [9, 2]): ce = aggregation = [0, 0, 1, 1], rl = kl = 0, count = 2.
     """

@@ -1,4 +1,4 @@
-"""Stored rows for tests of the step: ragged lengths, some with a picture, GRPO streams with old and reference values."""
+"""Stored rows for tests of the step: ragged lengths, some pictures, GRPO streams with old and reference values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def grpo_rows(processor, count: int = 8, loss_type: str = "dapo") -> list[Traini
         trajectories = []
         for i in range(2):
             ids = renderer.append(prompt, *completion(renderer, g, i)).ids[len(prompt) :]
-            trajectories.append(Trajectory(ids, torch.ones(len(ids), dtype=torch.bool), "x", "stop", reward=float(i)))
+            trajectories.append(
+                Trajectory(ids, torch.ones(len(ids), dtype=torch.bool), "x", "stop", reward=float(i))
+            )
         values = advantages([[0.0, 1.0]], "group")[0]
         rows += grpo_samples(
             Group(sample, prompt, tuple(trajectories)),
@@ -51,7 +53,9 @@ def grpo_rows(processor, count: int = 8, loss_type: str = "dapo") -> list[Traini
 
 def completion(renderer: Renderer, g: int, i: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids of a short completion that ends properly, and their sampled bits."""
-    ids = torch.tensor([20 + (g * 7 + i * 3 + k) % 40 for k in range(3 + 2 * g + i)] + [min(renderer.eos_ids)])
+    ids = torch.tensor(
+        [20 + (g * 7 + i * 3 + k) % 40 for k in range(3 + 2 * g + i)] + [min(renderer.eos_ids)]
+    )
     return ids, torch.ones(len(ids), dtype=torch.bool)
 
 
@@ -62,12 +66,14 @@ def picture_sample(i: int, with_answer: bool = False) -> tuple[Sample, list[Deco
     from mmreason.types import MediumRef
 
     has_picture = i % 2 == 0
-    parts = (Part("text", text="how many " + "red " * i + "things"),)
+    parts: tuple[Part, ...] = (Part("text", text="how many " + "red " * i + "things"),)
     if has_picture:
         parts = (Part("image", medium=0), *parts)
     messages = [Message("user", parts)]
     if with_answer:
-        messages.append(Message("assistant", (Part("text", text="<think>a</think><answer>" + "b " * i + "</answer>"),)))
+        messages.append(
+            Message("assistant", (Part("text", text="<think>a</think><answer>" + "b " * i + "</answer>"),))
+        )
     media = [DecodedMedium("image", f"{i}.png", image=Image.new("RGB", (64, 64), (40 * i % 255, 90, 10)))]
     refs = (MediumRef("image", f"{i}.png"),) if has_picture else ()
     sample = Sample(f"t:{i}", "t", tuple(messages), refs, solution="2", problem_type="numeric")

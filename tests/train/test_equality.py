@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-6  # measured: 1e-7 and below, fp32, SGD with momentum
 
 
-def train_in_processes(model_dir: Path, out: Path, kind: str, ranks: int, max_tokens: int) -> dict[str, torch.Tensor]:
+def train_in_processes(
+    model_dir: Path, out: Path, kind: str, ranks: int, max_tokens: int
+) -> dict[str, torch.Tensor]:
     """Run the worker on `ranks` processes and return the parameters after three steps."""
     worker = [str(ROOT / "tests/train/worker.py"), str(model_dir), str(out), kind, str(max_tokens)]
     with socket.socket() as probe:
