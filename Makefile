@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
-PYTEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest -q
 
 # First without an index: in an environment that already holds everything this takes seconds and no network.
 define install
