@@ -80,12 +80,9 @@ def train_step(
     # --- forward and backward
     trainer.model.train()
     sums: dict[str, float] = {}
-    for i, micro_rows in enumerate(micros):
-        last = i == rounds - 1
-        batch = collate(micro_rows, trainer.pad_id)
-        with backend.accumulate(trainer.wrapped, last):
-            loss_sum, parts = micro_loss(trainer, batch, objective)
-            backend.backward(loss_sum / denominator, trainer.wrapped, last)
+    for micro_rows in micros:
+        loss_sum, parts = micro_loss(trainer, collate(micro_rows, trainer.pad_id), objective)
+        backend.backward(loss_sum / denominator)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value
     # --- clip and update
