@@ -50,6 +50,7 @@ def main(model_dir: str, out: str, kind: str, max_tokens: int) -> None:
         train_step(trainer, mine, Objective(epsilon_high=0.28), step / 3)
     if backend.is_main:
         save_file({k: v.detach().clone() for k, v in loaded.model.named_parameters()}, out)
+    del trainer  # it holds the wrapped model: see DDPBackend.close
     backend.close()
 
 
