@@ -22,6 +22,10 @@ def train(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None
 
         result = run(resolved)
     emit(json, result)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from mmreason.train.distributed import leave
+
+        leave()
 
 
 def validate(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mmreason.plugins import load_plugins
 from mmreason.schema import ModelConfig, SFTStage
-from mmreason.train.distributed import make_backend, shard
+from mmreason.train.distributed import leave, make_backend, shard
 from mmreason.train.optim import make_optimizer, make_schedule
 from mmreason.train.step import Objective, Trainer, train_step
 
@@ -56,3 +56,4 @@ def main(model_dir: str, out: str, kind: str, max_tokens: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], str(Path(sys.argv[2])), sys.argv[3], int(sys.argv[4]))
+    leave()
