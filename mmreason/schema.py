@@ -139,7 +139,6 @@ class StageConfig(Closed):
 
     name: str
     data: list[str]
-    replay: dict[str, Fraction] = {}  # source -> share of each batch's rows
     init_from: str | None = (
         None  # an earlier stage whose end this one starts from; None: the main line's last
     )
@@ -163,6 +162,10 @@ class StageConfig(Closed):
     logging_steps: PositiveInt = 1
     evaluate: bool = True
 
+    def sources(self) -> list[str]:
+        """Names of every source the stage reads."""
+        return list(self.data)
+
     @model_validator(mode="after")
     def _length(self) -> StageConfig:
         if (
@@ -180,8 +183,13 @@ class SFTStage(StageConfig):
     type: Literal["sft"]
     rationale: Style = "structured"  # which rationale fills the think block; none: answer only
     thought_dropout: Fraction = 0.0  # TON: share of rows whose thought is emptied, drawn once per row
+    replay: dict[str, Fraction] = {}  # source -> share of each batch's rows
     max_length: PositiveInt = 8192
     time_of: str | None = None  # train for the wall time that this earlier stage took (the rival)
+
+    def sources(self) -> list[str]:
+        """Names of every source the stage reads."""
+        return [*self.data, *self.replay]
 
 
 class GRPOStage(StageConfig):

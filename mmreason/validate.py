@@ -246,7 +246,7 @@ def _render(
 ) -> None:
     """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
     limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
-    stages = [s for s in recipe.stages if source in [*s.data, *s.replay]]
+    stages = [s for s in recipe.stages if source in s.sources()]
     prompts: list[int] = []
     targets: list[int] = []
     problems: list[str] = []
@@ -278,7 +278,7 @@ def _render(
 
 def _longest(report: Report, stage: StageConfig) -> tuple[int, int]:
     """The longest prompt and target that were rendered for a stage; the stage's limits where nothing was."""
-    used = [report.sources[name] for name in [*stage.data, *stage.replay]]
+    used = [report.sources[name] for name in stage.sources()]
     prompts = [s["prompt"]["max"] for s in used if s["prompt"]]
     targets = [s["target"]["max"] for s in used if s["target"]]
     written = stage.max_completion_length if isinstance(stage, GRPOStage) else max(targets, default=0)

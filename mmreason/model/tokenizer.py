@@ -75,7 +75,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     marks = re.compile("|".join(re.escape(token) for token in (*SPECIAL_TOKENS, *TAG_TOKENS)))
-    turns = (f"user\n{marks.sub(chr(10), text)}\nassistant\n" for text in texts)  # the template's words count too
+    turns = (
+        f"user\n{marks.sub(chr(10), text)}\nassistant\n" for text in texts
+    )  # the template's words count too
     core.train_from_iterator(turns, trainer)
     core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS])
     tokenizer = PreTrainedTokenizerFast(

@@ -38,7 +38,14 @@ class Feed:
     def supervised(self, sample: Sample, stage: SFTStage, seed: int) -> Rendered | None:
         """The sample with its target turn: loss on the assistant's tokens only."""
         target = supervised(sample, stage.rationale, stage.thought_dropout, seed)
-        return self._get(target, f"full/{stage.name}")
+        rendered = self._get(target, f"full/{stage.name}")
+        if rendered is not None and len(rendered) > stage.max_length:
+            reason = (
+                f"{len(rendered)} tokens; allowed are {stage.max_length} (stages.{stage.name}.max_length)"
+            )
+            self._refuse(sample, RenderError(f"{sample.id}: got {reason}"))
+            return None
+        return rendered
 
     def _get(self, sample: Sample, how: str) -> Rendered | None:
         key = (sample.source, sample.id, how)
@@ -61,11 +68,15 @@ class Feed:
                 return self.renderer.prompt(sample, media)
             return self.renderer.full(sample, media)
         except (MediaError, RenderError) as error:
-            if self.stop:
-                raise
-            names = ", ".join(ref.path or "inline bytes" for ref in sample.media)
-            self.quarantine.add(sample.id, names, str(error), source=sample.source)
+            self._refuse(sample, error)
             return None
+
+    def _refuse(self, sample: Sample, error: ValueError) -> None:
+        """Name the row in quarantine, or stop where the recipe says so."""
+        if self.stop:
+            raise error
+        names = ", ".join(ref.path or "inline bytes" for ref in sample.media)
+        self.quarantine.add(sample.id, names, str(error), source=sample.source)
 
 
 def size(rendered: Rendered) -> int:

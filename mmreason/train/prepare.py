@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +28,8 @@ from mmreason.types import Sample
 
 def prepare(recipe: Recipe, run_dir: Path, checkpoint: Path | None) -> Context:
     """Load rows and model (from `checkpoint` when there is one) and put the run's parts together."""
-    torch.set_num_threads(recipe.num_threads or os.cpu_count() or 1)
+    if recipe.num_threads is not None:  # else torch's own choice, which heeds OMP_NUM_THREADS and torchrun
+        torch.set_num_threads(recipe.num_threads)
     load_plugins(recipe.plugins)
     backend = make_backend(recipe.backend)
     seed_everything(recipe.seed + backend.rank)

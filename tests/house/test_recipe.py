@@ -20,11 +20,10 @@ data:
   train: {world: image, count: 40}
   held_out: {world: image, count: 20, split: test}
 stages:
-  - {type: sft, name: warm, data: [train], learning_rate: 1e-3, max_steps: 2}
+  - {type: sft, name: warm, data: [train], replay: {train: 0.5}, learning_rate: 1e-3, max_steps: 2}
   - type: grpo
     name: rl
     data: [train]
-    replay: {train: 0.5}
     per_device_train_batch_size: 4
     num_generations: 4
 eval: {data: [held_out]}

@@ -94,7 +94,8 @@ def test_difficulty_and_kinds_are_kept(tmp_path: Path) -> None:
     )
     rows = _rows(path)
     assert all(0.3 <= r["difficulty"] <= 0.6 for r in rows)
-    assert {r["kind"] for r in rows} == {"sum", "caption", "row", "cell", "count", "colour", "shape", "where"}
+    primitive = {"caption", "row", "cell", "find", "count", "colour", "shape", "where"}
+    assert {r["kind"] for r in rows} == {"sum", *primitive}
 
 
 def test_difficulty_spreads_over_its_thirds(tmp_path: Path) -> None:

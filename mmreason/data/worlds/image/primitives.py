@@ -111,8 +111,9 @@ def find_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """Cells in reading order: what every longer thought is made of."""
     term = candidate.args[0]
     things = scene.find(term)
+    found = seen(scene, [term])
     thought = Thought(
-        f"find {short(term)}", seen(scene, [term]), f"{len(things)} in all", f"{len(things)} in all"
+        f"find {short(term)}", found, f"{len(things)} in all", f"{len(things)} in all: {cells(things)}"
     )
     text = pick((f"find the {plural(term)}.", f"which cells hold {plural(term)}?"), rng)
     return Draft(text, "text", (cells(things),), thought, things=things)
