@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mmreason.schema import Style
-from mmreason.types import Message, Part, Sample
+from mmreason.types import MediumRef, Message, Part, Sample
 
 EMPTY_THOUGHT = "\n\n"
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -55,3 +56,31 @@ def supervised(sample: Sample, style: Style, dropout: float, seed: int) -> Sampl
         return replace(sample, messages=(*sample.messages[:-1], Message("assistant", (Part("text", text),))))
     text = target_text(sample, "none" if drop else style)
     return replace(sample, messages=(*sample.messages, Message("assistant", (Part("text", text),))))
+
+
+def conversations(samples: Sequence[Sample], turns: int) -> list[Sample]:
+    """Join up to `turns` samples on the same media into one conversation, so that its media are seen once.
+
+    Each sample ends with its target turn; later questions come without the media. A conversation takes the place
+    and the metadata of its first question, and its id names them all.
+
+    Example: two questions on one picture and one on another give, with turns=2, rows of two and of one question.
+    """
+    open_rows: dict[tuple[MediumRef, ...], int] = {}
+    joined: list[list[Sample]] = []
+    for sample in samples:
+        at = open_rows.get(sample.media)
+        if sample.media and at is not None and len(joined[at]) < turns:
+            joined[at].append(sample)
+        else:
+            open_rows[sample.media] = len(joined)
+            joined.append([sample])
+    return [group[0] if len(group) == 1 else _joined(group) for group in joined]
+
+
+def _joined(group: Sequence[Sample]) -> Sample:
+    messages = list(group[0].messages)
+    for sample in group[1:]:
+        for message in sample.messages:
+            messages.append(replace(message, parts=tuple(p for p in message.parts if p.type == "text")))
+    return replace(group[0], id="+".join(sample.id for sample in group), messages=tuple(messages))

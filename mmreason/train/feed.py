@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from mmreason.data.media import MediaError, MediaLimits, decode
 from mmreason.data.quarantine import Quarantine
-from mmreason.data.transforms import supervised
 from mmreason.render import Renderer, RenderError
 from mmreason.schema import SFTStage
 from mmreason.types import Rendered, Sample
@@ -35,14 +34,11 @@ class Feed:
         """The sample up to the generation prompt; nothing is sampled yet."""
         return self._get(sample, "prompt")
 
-    def supervised(self, sample: Sample, stage: SFTStage, seed: int) -> Rendered | None:
-        """The sample with its target turn: loss on the assistant's tokens only."""
-        target = supervised(sample, stage.rationale, stage.thought_dropout, seed)
-        rendered = self._get(target, f"full/{stage.name}")
+    def full(self, sample: Sample, stage: SFTStage) -> Rendered | None:
+        """The sample with its target turns: loss on the assistant's tokens only."""
+        rendered = self._get(sample, f"full/{stage.name}")
         if rendered is not None and len(rendered) > stage.max_length:
-            reason = (
-                f"{len(rendered)} tokens; allowed are {stage.max_length} (stages.{stage.name}.max_length)"
-            )
+            reason = f"{len(rendered)} tokens; allowed are {stage.max_length} (stages.{stage.name}.max_length)"
             self._refuse(sample, RenderError(f"{sample.id}: got {reason}"))
             return None
         return rendered

@@ -182,6 +182,7 @@ def _trainer(context: Context, stage: Stage) -> Trainer:
         pad_id=context.renderer.pad_id,
         max_grad_norm=stage.max_grad_norm,
         max_tokens=stage.max_tokens_per_micro_batch,
+        bf16=context.recipe.bf16,
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmreason.data.loader import Loader
+from mmreason.data.transforms import conversations, supervised
 from mmreason.objective import sft_sample
 from mmreason.schema import SFTStage
 from mmreason.train.context import Batch, Context
 from mmreason.train.distributed import shard
 from mmreason.train.step import Objective
-from mmreason.types import TrainingSample
+from mmreason.types import Sample, TrainingSample
 
 MAX_REDRAWS = 100
 
@@ -21,8 +23,15 @@ class SFT:
     def __init__(self, context: Context, stage: SFTStage) -> None:
         self.context = context
         self.stage = stage
-        self.seed = context.recipe.seed
-        self.loader = Loader(context.sources, stage.data, stage.replay, seed=self.seed)
+        targets = {name: self._targets(context.sources[name]) for name in stage.sources()}
+        self.loader = Loader(targets, stage.data, stage.replay, seed=context.recipe.seed)
+
+    def _targets(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with the turns that are learned, several questions to a row where the stage says so."""
+        stage = self.stage
+        seed = self.context.recipe.seed
+        full = [supervised(sample, stage.rationale, stage.thought_dropout, seed) for sample in samples]
+        return conversations(full, stage.questions_per_row)
 
     def collect(self, progress: float, step: int) -> Batch:
         """Rows of one optimizer step. A quarantined row is replaced by the next one of the loader."""
@@ -34,7 +43,7 @@ class SFT:
             if missing <= 0:
                 break
             for sample in shard(self.loader.next(missing * backend.world_size), backend):
-                rendered = self.context.feed.supervised(sample, self.stage, self.seed)
+                rendered = self.context.feed.full(sample, self.stage)
                 if rendered is not None and len(rows) < per_rank:
                     rows.append(sft_sample(rendered))
         else:

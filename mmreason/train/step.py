@@ -50,6 +50,7 @@ class Trainer:
     pad_id: int
     max_grad_norm: float
     max_tokens: int
+    bf16: bool = False  # forward and backward in bfloat16 autocast; weights and optimizer stay float32
     wrapped: nn.Module = field(init=False)
     skipped_in_a_row: int = 0
 
@@ -115,9 +116,7 @@ def micro_loss(
     trainer: Trainer, batch: MicroBatch, objective: Objective
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Sum of the weighted token losses of one micro-batch, and the sums its metrics are made of."""
-    logprobs, entropy, logits, first = completion_logprobs(
-        trainer.wrapped, trainer.family, batch, objective, trainer.backend.device
-    )
+    logprobs, entropy, logits, first = completion_logprobs(trainer.wrapped, trainer, batch, objective)
     device = logprobs.device
 
     def part(stream: torch.Tensor) -> torch.Tensor:
@@ -155,7 +154,7 @@ def micro_loss(
 
 
 def completion_logprobs(
-    model: Any, family: Family, batch: MicroBatch, objective: Objective, device: torch.device
+    model: Any, trainer: Trainer, batch: MicroBatch, objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """Log-probability and entropy of each token from the batch's first learned column on.
 
@@ -165,8 +164,10 @@ def completion_logprobs(
     learned = (batch.aggregation > 0).any(dim=0)
     first = max(int(learned.float().argmax()), 1) if bool(learned.any()) else 1
     keep = batch.ids.shape[1] - first + 1
-    inputs = forward_inputs(family, batch, device)
-    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
+    device = trainer.backend.device
+    inputs = forward_inputs(trainer.family, batch, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.bf16):
+        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
     targets = batch.ids[:, first:].to(device)
     logprobs, entropy = token_logprobs(logits, targets, objective.banned, objective.temperature)
     return logprobs, entropy, logits, first
