@@ -207,9 +207,7 @@ def fixed_logprobs(
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     for chosen in pack(rows, trainer.max_tokens):
         batch = collate([rows[i] for i in chosen], trainer.pad_id)
-        logprobs, _, _, first = completion_logprobs(
-            model, trainer.family, batch, objective, trainer.backend.device
-        )
+        logprobs, _, _, first = completion_logprobs(model, trainer, batch, objective)
         for j, i in enumerate(chosen):
             length = len(rows[i])
             line = torch.zeros(length)
