@@ -66,7 +66,7 @@ def rows(loss_type: str = "dapo") -> list[TrainingSample]:
 
 def micro(model: nn.Module, given: list[TrainingSample], objective: step.Objective = OBJECTIVE) -> Any:
     trainer: Any = SimpleNamespace(
-        wrapped=model, family=FAMILY, backend=SimpleNamespace(device=torch.device("cpu"))
+        wrapped=model, family=FAMILY, backend=SimpleNamespace(device=torch.device("cpu")), bf16=False
     )
     return step.micro_loss(trainer, collate(given, 0), objective)
 
