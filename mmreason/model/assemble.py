@@ -25,6 +25,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from mmreason.model.save import quiet
 from mmreason.model.tokenizer import MEDIA_TOKENS, add_media_tokens, train_tokenizer
 from mmreason.schema import AssembleConfig
 
@@ -150,7 +151,7 @@ def _load(
         raise ValueError(
             f"model.assemble.{part} has {extra} beside pretrained; a pretrained part brings its own config"
         )
-    with fetching(entry["pretrained"], f"model.assemble.{part}"):
+    with fetching(entry["pretrained"], f"model.assemble.{part}"), quiet():
         model, info = loader.from_pretrained(
             entry["pretrained"], output_loading_info=True, trust_remote_code=remote, **options, **more
         )

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
 from mmreason.model.assemble import assemble, fetching
 from mmreason.model.family import Family, bare, family_of
 from mmreason.model.parts import add_lora, freeze
+from mmreason.model.save import quiet
 from mmreason.schema import ModelConfig
 
 ADAPTER_FILE = "adapter_config.json"
@@ -102,13 +103,14 @@ def _load_native(
             "AutoModelForImageTextToText or AutoModelForMultimodalLM loads, or put encoders in front of this LLM with "
             "model.assemble"
         )
-    model, info = known[0].from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation=cfg.attn_implementation,
-        trust_remote_code=remote,
-        output_loading_info=True,
-    )
+    with quiet():
+        model, info = known[0].from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=cfg.attn_implementation,
+            trust_remote_code=remote,
+            output_loading_info=True,
+        )
     if info["missing_keys"]:
         raise ValueError(
             f"{path} lacks the weights {sorted(info['missing_keys'])[:5]} of {type(model).__name__}"
@@ -150,7 +152,12 @@ def _never_sample(model: PreTrainedModel, family: Family, processor: Any) -> Non
 def gradient_checkpointing(model: nn.Module, on: bool) -> None:
     """Recompute activations of the inner models in the backward pass, or keep them."""
     plain = bare(model)
-    if not on:
-        plain.gradient_checkpointing_disable()
-        return
-    plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not on and not any(getattr(module, "gradient_checkpointing", False) for module in plain.modules()):
+        return  # it is off already
+    # transformers 5.2x calls it activation checkpointing and warns of the old name; 5.17 knows the old one alone
+    name = "activation" if hasattr(plain, "activation_checkpointing_enable") else "gradient"
+    if on:
+        options = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(plain, f"{name}_checkpointing_enable")(**options)
+    else:
+        getattr(plain, f"{name}_checkpointing_disable")()

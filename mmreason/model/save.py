@@ -47,7 +47,7 @@ def save_model(model: nn.Module, processor: Any, folder: Path, *, merge: bool = 
     if not isinstance(plain, PeftModel) and plain.config.is_remote_code():
         _name_auto_classes(plain)
     options = {"save_embedding_layers": False} if isinstance(plain, PeftModel) else {}
-    with _no_bar():
+    with quiet():
         plain.save_pretrained(beside, **options)
     processor.save_pretrained(beside)
     replace_folder(beside, folder)
@@ -55,13 +55,20 @@ def save_model(model: nn.Module, processor: Any, folder: Path, *, merge: bool = 
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keep transformers' progress bars out of a run's own progress; every checkpoint would draw one."""
+def quiet() -> Iterator[None]:
+    """Keep what others draw while they load and save out of a run's own progress: bars, one for every checkpoint.
+
+    Saving also makes accelerate import deepspeed, which warns on standard output that it finds no GPU, unless told.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    yield
-    if shown:
-        logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _name_auto_classes(model: Any) -> None:
@@ -86,7 +93,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         return
     plain = bare(model)
-    with torch.random.fork_rng(devices=[]), _no_bar():
+    with torch.random.fork_rng(devices=[]), quiet():
         # through from_pretrained, since transformers may rename weights between memory and disk
         stored = type(plain).from_pretrained(folder, dtype=plain.dtype, trust_remote_code=False)
     copy_weights(stored, plain)
