@@ -38,6 +38,7 @@ class AssembleConfig(Closed):
     llm: dict[str, Any]
     tokenizer: TokenizerConfig = TokenizerConfig()
     image_size: PositiveInt = 64
+    spatial_merge: PositiveInt = 1  # side of the square of patches that become one token of the LLM
     projector_hidden: PositiveInt | None = (
         None  # width of the projector's hidden layer; default: the LLM's width
     )

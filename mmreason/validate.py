@@ -18,8 +18,8 @@ from rich.table import Table
 
 from mmreason.curriculum import gate_problem
 from mmreason.data.media import MediaError, MediaLimits, check, decode
-from mmreason.data.sources import check_source, load_rows
-from mmreason.data.transforms import supervised, target_text
+from mmreason.data.sources import check_rows
+from mmreason.data.transforms import conversations, supervised, target_text
 from mmreason.evaluate.rows import bare_group
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded, load_model
@@ -29,9 +29,10 @@ from mmreason.render import Renderer, RenderError
 from mmreason.rewards import REWARDS, reward_problems, score_group, user_rewards
 from mmreason.schema import GRPOStage, Recipe, SFTStage, SourceConfig, StageConfig
 from mmreason.train.prepare import training_texts
-from mmreason.types import MediumRef, Sample
+from mmreason.types import DecodedMedium, MediumRef, Rendered, Sample
 
-RENDERED_ROWS = 32  # rows of each source that are decoded and rendered, evenly spread
+RENDERED_ROWS = 32  # rows of each source that are rendered: so many evenly spread, and as many of the longest
+DECODED_MEDIA = 1000  # media of each source that are decoded whole
 WORLD_ROWS = 64  # rows of a world that are made; all of them come from the same code
 NAMED_PROBLEMS = 20  # of one kind in one source; the rest is counted
 FULL_MARKS = ("exact", "subset", "jaccard", "f1", "blend", "numeric", "format")  # 1.0 on the gold answer
@@ -157,36 +158,46 @@ def _read(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits, repor
     """The rows of a source, or none and every problem of its rows and media. Of a world a few rows are made."""
     if cfg.world is not None:
         cfg = cfg.model_copy(update={"count": min(cfg.count, WORLD_ROWS)})
-    samples: list[Sample] = []
-    if check_source(name, cfg, folder / name):
-        report.add(check_source(name, cfg, folder / name, limits))
+    samples, problems = check_rows(name, cfg, folder / name)
+    if problems:
+        report.add(problems)
+        _media(name, samples, limits, report)
         report.notes.append(f"data.{name}: rendering and rewards are checked once its rows are sound")
-    else:
-        samples = load_rows(name, cfg, folder / name)
+        samples = []
     media = sum(len(sample.media) for sample in samples)
     report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
     return samples
 
 
 def _media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> set[str]:
-    """Open every medium and read its header. Returns the ids of the rows whose media cannot be used."""
+    """Decode every medium; beyond DECODED_MEDIA read the header only. Returns the ids of rows that cannot be used."""
     problems: dict[str, str] = {}
     seen: dict[tuple[str, str], str | None] = {}  # several questions may share a picture
+    opened = 0
     for sample in samples:
         for ref in sample.media:
             key = (ref.root, ref.path)
             if ref.content is not None or key not in seen:
-                seen[key] = _header_problem(ref, limits)
+                seen[key] = _complaint(ref, limits, whole=opened < DECODED_MEDIA)
+                opened += 1
             complaint = seen[key]
             if complaint is not None:
                 problems[sample.id] = f"data.{name}, row {sample.id}: {complaint}"
+    if opened > DECODED_MEDIA:
+        report.notes.append(
+            f"data.{name}: {DECODED_MEDIA} of {opened} media are decoded, the others' headers read"
+        )
     report.add(list(problems.values()))
     return set(problems)
 
 
-def _header_problem(ref: MediumRef, limits: MediaLimits) -> str | None:
+def _complaint(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> str | None:
+    """What is wrong with a medium; without `whole`, as far as its header tells."""
     try:
-        check(ref, limits)
+        if whole:
+            decode(ref, limits)
+        else:
+            check(ref, limits)
     except MediaError as error:
         return str(error)
     return None
@@ -211,6 +222,8 @@ def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Repo
     report.add([f"{where}.gate: {closed}"] if closed else [])
     if wrong:
         return
+    if not any(sources[name] for name in stage.data):
+        return  # why there are no rows is said already
     values: dict[str, list[float]] = {name: [] for name in stage.reward_funcs}
     problems: list[str] = []
     for sample in (s for name in dict.fromkeys(stage.data) for s in sources[name]):
@@ -241,37 +254,64 @@ def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Repo
 # --- media, template, token counts
 
 
+def _targets(stage: SFTStage, samples: Sequence[Sample], seed: int, report: Report) -> list[Sample]:
+    """The rows that an SFT stage makes of a source. A row without its rationale or solution is a problem, any row."""
+    rows: list[Sample] = []
+    problems: list[str] = []
+    for sample in samples:
+        try:
+            rows.append(supervised(sample, stage.rationale, 0.0, seed))
+        except ValueError as error:
+            problems.append(f"stages.{stage.name}: {error}")
+    report.add(problems)
+    return conversations(rows, stage.questions_per_row)
+
+
 def _render(
     recipe: Recipe, renderer: Renderer, source: str, samples: Sequence[Sample], report: Report
 ) -> None:
     """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
-    limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
+    limits = MediaLimits(
+        max_image_pixels=recipe.max_image_pixels,
+        min_pixels=recipe.model.min_pixels,
+        max_pixels=recipe.model.max_pixels,
+    )
     stages = [s for s in recipe.stages if source in s.sources()]
     prompts: list[int] = []
     targets: list[int] = []
     problems: list[str] = []
-    for sample in _spread(samples, RENDERED_ROWS):
+
+    def rendered(row: Sample, how: Callable[[Sample, list[DecodedMedium]], Rendered]) -> Rendered | None:
         try:
-            media = [decode(ref, limits) for ref in sample.media]
-            prompt = len(renderer.prompt(sample, media))
-            prompts.append(prompt)
-            for stage in stages:
-                if prompt > stage.max_prompt_length:
-                    problems.append(
-                        f"stages.{stage.name}: row {sample.id} has a prompt of {prompt} tokens, over max_prompt_length="
-                        f"{stage.max_prompt_length}; raise it, or lower max_pixels"
-                    )
-                if isinstance(stage, SFTStage):
-                    row = supervised(sample, stage.rationale, 0.0, recipe.seed)
-                    full = len(renderer.full(row, media))
-                    targets.append(full - prompt)
-                    if full > stage.max_length:
-                        problems.append(
-                            f"stages.{stage.name}: row {sample.id} has {full} tokens, over max_length="
-                            f"{stage.max_length}"
-                        )
-        except (MediaError, RenderError, ValueError) as error:
-            problems.append(str(error))
+            return how(row, [decode(ref, limits) for ref in row.media])
+        except MediaError as error:
+            problems.append(f"data.{source}, row {row.id}: {error}")
+        except RenderError as error:
+            problems.append(f"data.{source}, {error}")
+        return None
+
+    for sample in _chosen(samples):
+        prompt = rendered(sample, renderer.prompt)
+        if prompt is None:
+            continue
+        prompts.append(len(prompt))
+        problems += [
+            f"stages.{stage.name}: row {sample.id} has a prompt of {len(prompt)} tokens; allowed are "
+            f"{stage.max_prompt_length} (max_prompt_length): raise it, shorten the question or lower model.max_pixels"
+            for stage in stages
+            if len(prompt) > stage.max_prompt_length
+        ]
+    for stage in [s for s in stages if isinstance(s, SFTStage)]:
+        for row in _chosen(_targets(stage, samples, recipe.seed, report)):
+            full = rendered(row, renderer.full)
+            if full is None:
+                continue
+            targets.append(len(full) - int(full.sampled.float().argmax()))
+            if len(full) > stage.max_length:
+                problems.append(
+                    f"stages.{stage.name}: row {row.id} has {len(full)} tokens; allowed are {stage.max_length} "
+                    "(max_length): raise it, shorten the row or lower model.max_pixels"
+                )
     report.add(list(dict.fromkeys(problems)))
     report.sources[source] |= {"prompt": _spans(prompts), "target": _spans(targets)}
 
@@ -285,11 +325,19 @@ def _longest(report: Report, stage: StageConfig) -> tuple[int, int]:
     return max(prompts, default=stage.max_prompt_length), written
 
 
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` samples at even distances, the first and last among them."""
-    if len(samples) <= count:
-        return list(samples)
-    return [samples[i * (len(samples) - 1) // (count - 1)] for i in range(count)]
+def _chosen(samples: Sequence[Sample]) -> list[Sample]:
+    """RENDERED_ROWS rows at even distances, and as many with the most media and the longest text, in their order."""
+    count = len(samples)
+    even = (
+        {i * (count - 1) // max(RENDERED_ROWS - 1, 1) for i in range(RENDERED_ROWS)} if count else set[int]()
+    )
+    largest = sorted(range(count), key=lambda i: _extent(samples[i]), reverse=True)[:RENDERED_ROWS]
+    return [samples[i] for i in sorted({*even, *largest})]
+
+
+def _extent(sample: Sample) -> tuple[int, int]:
+    """(media, characters) of a row."""
+    return len(sample.media), sum(len(part.text) for message in sample.messages for part in message.parts)
 
 
 def _spans(lengths: Sequence[int]) -> dict[str, float] | None:

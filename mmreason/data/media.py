@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmreason.types import DecodedMedium, MediumRef
 
@@ -69,7 +70,8 @@ def _open(ref: MediumRef, limits: MediaLimits) -> tuple[Image.Image, str]:
     if ref.kind != "image":
         raise MediaError(f"{name}: mmreason decodes images in this version; got {ref.kind}")
     data = read_bytes(ref, limits)
-    with _decoder(name, limits):
+    with _decoder(name, limits), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound follows
         image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
     width, height = image.size
     if width * height > limits.max_image_pixels:
@@ -91,8 +93,9 @@ def _decoder(name: str, limits: MediaLimits) -> Iterator[None]:
             "bound lets through: shrink the picture"
         ) from error
     except Exception as error:  # a broken file may raise anything in a decoder
+        why = "it is none to Pillow" if isinstance(error, UnidentifiedImageError) else error
         raise MediaError(
-            f"{name}: the picture cannot be read ({error}); allowed are whole files of {', '.join(IMAGE_FORMATS)}: "
+            f"{name}: the picture cannot be read ({why}); allowed are whole files of {', '.join(IMAGE_FORMATS)}: "
             "repair it or remove its row"
         ) from error
 
@@ -162,7 +165,9 @@ def locate(path: str, root: str) -> Path:
             f"{path}: leads outside the data root {root!r}; put the file there, or set media_root in the recipe"
         )
     if not real.is_file():
-        raise MediaError(f"{path}: no such file under the data root {root!r}")
+        raise MediaError(
+            f"{path}: no such file under the data root {root!r}; correct the path, or set media_root"
+        )
     return real
 
 

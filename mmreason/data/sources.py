@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmreason.data.media import MediaError, MediaLimits, check
 from mmreason.data.rows import RowError, parse_row
 from mmreason.data.worlds import make_world, read_settings, world_settings
 from mmreason.schema import SourceConfig
 from mmreason.types import Sample
 
-__all__ = ["RowError", "check_source", "load_rows", "parse_row"]
+__all__ = ["RowError", "check_rows", "load_rows", "parse_row"]
 
 SUFFIXES = (".jsonl", ".parquet")
 SHOWN = 20  # problems shown in one message
@@ -31,25 +30,12 @@ def load_rows(name: str, cfg: SourceConfig, folder: Path) -> list[Sample]:
     return samples
 
 
-def check_source(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits | None = None) -> list[str]:
-    """Every problem of a source's rows, one line each; with `limits`, of the headers of its media files too."""
+def check_rows(name: str, cfg: SourceConfig, folder: Path) -> tuple[list[Sample], list[str]]:
+    """The rows of a source that are right, and every problem of the others, one line each."""
     try:
-        samples, problems = _read(name, cfg, folder)
+        return _read(name, cfg, folder)
     except RowError as error:
-        return [str(error)]
-    if limits is None:
-        return problems
-    seen: set[tuple[str, str]] = set()
-    for sample in samples:
-        for ref in sample.media:
-            if ref.content is None and (ref.kind, ref.path) in seen:
-                continue
-            seen.add((ref.kind, ref.path))
-            try:
-                check(ref, limits)
-            except MediaError as error:
-                problems.append(f"data.{name}, row {sample.id}: {error}")
-    return problems
+        return [], [str(error)]
 
 
 def _read(name: str, cfg: SourceConfig, folder: Path) -> tuple[list[Sample], list[str]]:
@@ -105,7 +91,20 @@ def _world(name: str, cfg: SourceConfig, folder: Path) -> Path:
 
 
 def _rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, row) of a file; a line that is no JSON comes as the RowError that says so."""
+    """(line number from 1, row) of a file; a row of JSONL is still text.
+
+    Raises:
+        RowError: the file is no parquet, or no text in UTF-8.
+    """
+    try:
+        yield from _lines(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors and UnicodeDecodeError are ValueErrors
+        raise RowError(
+            f"data.{name}.path: {str(path)!r} cannot be read as {path.suffix} ({error}); write it again"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as parquet  # here: only those who have parquet files pay for it
 

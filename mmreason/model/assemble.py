@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,7 @@ def assemble(
     vision = _vision_tower(cfg, options, remote)
     audio = [_audio_tower(entry, cfg, options, remote) for entry in cfg.audio]
     image_processor, image_tokens, size = _image_side(cfg, vision, remote)
+    image_tokens = _merged(image_tokens, cfg.spatial_merge)
     specs = [_audio_side(entry, tower, remote) for entry, tower in zip(cfg.audio, audio, strict=True)]
     config = AutoConfig.for_model(
         ARCHITECTURE,
@@ -81,6 +83,7 @@ def assemble(
         },
         image_size=size,
         image_tokens=image_tokens,
+        spatial_merge=cfg.spatial_merge,
         audio_tokens=[spec["tokens"] for spec in specs],
         projector_hidden=cfg.projector_hidden,
         initializer_range=cfg.initializer_range,
@@ -249,6 +252,17 @@ def _image_side(cfg: AssembleConfig, tower: PreTrainedModel | None, remote: bool
         processor.image_mean, processor.image_std = own.image_mean, own.image_std
         processor.resample = own.resample
     return processor, tokens, size
+
+
+def _merged(tokens: int, merge: int) -> int:
+    """Tokens of the LLM per picture once squares of patches are merged."""
+    side = math.isqrt(tokens)
+    if side % merge:
+        raise ValueError(
+            f"model.assemble.spatial_merge is {merge}; the tower has {side} x {side} patches, so it may be one of "
+            f"{[m for m in range(1, side + 1) if side % m == 0]}"
+        )
+    return tokens // merge**2
 
 
 def _square_processor(size: int) -> Any:

@@ -75,9 +75,16 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
         _fsync(folder.parent)
-        for old in sorted(folder.parent.glob("checkpoint-*"), key=number)[:-keep]:
-            shutil.rmtree(old)
+        _prune(folder, keep)
     backend.barrier()
+
+
+def _prune(newest: Path, keep: int) -> None:
+    """Keep `newest` and the `keep` - 1 before it. One with a higher number was damaged and passed over on resume."""
+    folders = sorted(newest.parent.glob("checkpoint-*"), key=number)
+    place = folders.index(newest) + 1
+    for old in [*folders[: max(place - keep, 0)], *folders[place:]]:
+        shutil.rmtree(old)
 
 
 def number(folder: Path) -> int:
@@ -100,7 +107,11 @@ def damage(folder: Path) -> str | None:
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return "it has no manifest.json (the save did not finish)"
-    for name, expected in json.loads(manifest.read_text()).items():
+    try:
+        hashes = json.loads(manifest.read_bytes())
+    except ValueError:  # cut off or overwritten
+        return "its manifest.json is no JSON"
+    for name, expected in hashes.items():
         path = folder / name
         if not path.exists():
             return f"{name} is missing"

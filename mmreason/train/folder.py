@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ FREE_KEYS = (
     "save_steps",
     "logging_steps",
     "num_threads",
+    "output_dir",  # the folder was moved, or is spelt in another way
 )
 _PACKAGES = (
     "mmreason",
@@ -42,6 +44,8 @@ _PACKAGES = (
 
 def open_run(recipe: Recipe, run_dir: Path) -> None:
     """Create the run directory, or check that what lies there is the same run.
+
+    Another recipe's run that never came to a checkpoint is replaced: its measurements must not pass for this run's.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or a run that must not be resumed.
@@ -62,10 +66,22 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
                 + "\ntake another output_dir, "
                 "or put these keys back to go on with that run"
             )
+        if changed and rank == 0:
+            _forget(run_dir)
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        stored.write_text(dump_recipe(recipe))
+        beside = stored.with_name(".recipe.yaml.writing")
+        beside.write_text(dump_recipe(recipe))
+        beside.replace(stored)
         write_json(run_dir / "environment.json", environment())
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove what another run has measured; its data stay, since sources check by themselves what lies there."""
+    for name in ("eval", "completions", "stages"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in ("eval.json", "metrics.jsonl", "quarantine.jsonl"):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:

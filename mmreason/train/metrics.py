@@ -36,10 +36,12 @@ class Metrics:
         self._trackers = [_tracker(name, path.parent, run_name) for name in report_to if name != "none"]
 
     def keep_until(self, step: int) -> None:
-        """Keep lines up to and including global step `step`."""
+        """Keep lines up to and including global step `step`; a last line torn by a kill goes too."""
         if not self.path.exists():
             return
-        lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        text = self.path.read_text()
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        lines = [line for line in whole if json.loads(line)["step"] <= step]
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(line + "\n" for line in lines))
         beside.replace(self.path)

@@ -102,6 +102,7 @@ def _stage(
         method.load_state_dict(position["method"], position["rows"])
         if start:
             load_optimizer(checkpoint, trainer.optimizer)
+            trainer.skipped_in_a_row = position["skipped_in_a_row"]
 
     def save(step: int, seconds: float, *, done: bool = False) -> None:
         context.seconds[stage.name] = seconds
@@ -111,6 +112,7 @@ def _stage(
             "global_step": first_global + step,
             "elapsed": seconds,
             "done": done,
+            "skipped_in_a_row": trainer.skipped_in_a_row,
         }
         save_checkpoint(
             context.run_dir / f"checkpoint-{first_global + step}",

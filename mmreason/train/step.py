@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from mmreason.data.loader import collate, pack
 from mmreason.model.family import Family, forward_inputs
 from mmreason.objective import k3, policy_term, token_logprobs
 from mmreason.train.distributed import Backend
-from mmreason.types import MicroBatch, TrainingSample
+from mmreason.types import MicroBatch, Rendered, TrainingSample
 
 # (logits of one group [G, C, V], mask [G, C]) -> weights [G, C]
 TokenWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -77,7 +77,7 @@ def train_step(
     rounds = backend.max(len(micros))
     if not rounds:
         raise ValueError("a step needs at least one row on some rank; got none")
-    micros += [[blank(rows[0])]] * (rounds - len(micros))
+    micros += [[blank(trainer.pad_id)]] * (rounds - len(micros))
     # --- forward and backward
     trainer.model.train()
     sums: dict[str, float] = {}
@@ -217,10 +217,14 @@ def fixed_logprobs(
     return out
 
 
-def blank(row: TrainingSample) -> TrainingSample:
-    """The row with nothing to learn: what a rank with fewer micro-batches runs to keep step with the others."""
-    nothing = torch.zeros_like(row.aggregation)
-    return replace(row, aggregation=nothing, ce=nothing, rl=nothing, kl=nothing, count=0.0)
+def blank(pad_id: int) -> TrainingSample:
+    """A row with nothing to learn: what a rank with fewer micro-batches, or none, runs to keep step with the others."""
+    ids = torch.full((2,), pad_id)
+    rendered = Rendered(
+        "blank", ids, torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.bool), torch.zeros_like(ids)
+    )
+    nothing = torch.zeros(2)
+    return TrainingSample(rendered, aggregation=nothing, count=0.0, ce=nothing, rl=nothing, kl=nothing)
 
 
 def _metrics(total: dict[str, float], denominator: float) -> dict[str, float]:

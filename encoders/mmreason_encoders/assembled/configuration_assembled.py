@@ -27,8 +27,10 @@ class AssembledConfig(PreTrainedConfig):
         text_config: config of the causal LLM.
         image_token_id, video_token_id, audio_token_id: the placeholder that each medium's features replace.
         image_size: pixels a side of every picture and video frame.
-        image_tokens: features per picture or frame: the last `image_tokens` of the tower's last hidden states, which
-            leaves out class and register tokens.
+        image_tokens: features per picture or frame after merging; the tower's last `image_tokens * spatial_merge**2`
+            hidden states are used, which leaves out class and register tokens.
+        spatial_merge: side of the square of neighbouring patches that become one feature, their hidden states
+            side by side (as Qwen2-VL's patch merger, arXiv 2409.12191); 1: none.
         audio_tokens: features per clip of each audio encoder; a clip takes their sum.
         projector_hidden: width of the projectors' hidden layer; None: the LLM's width.
         initializer_range: standard deviation of fresh projector weights.
@@ -47,6 +49,7 @@ class AssembledConfig(PreTrainedConfig):
         audio_token_id: int | None = None,
         image_size: int = 64,
         image_tokens: int = 0,
+        spatial_merge: int = 1,
         audio_tokens: list[int] | None = None,
         projector_hidden: int | None = None,
         initializer_range: float = 0.05,
@@ -60,6 +63,7 @@ class AssembledConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.image_size = image_size
         self.image_tokens = image_tokens
+        self.spatial_merge = spatial_merge
         self.audio_tokens = list(audio_tokens or [])
         self.projector_hidden = projector_hidden
         self.initializer_range = initializer_range

@@ -35,6 +35,16 @@ def encoder_part(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
+def merge_patches(hidden: torch.Tensor, merge: int) -> torch.Tensor:
+    """Squares of `merge` x `merge` neighbours side by side: [N, T, D] -> [N, T / merge**2, D * merge**2]."""
+    if merge == 1:
+        return hidden
+    count, tokens, width = hidden.shape
+    side = int(tokens**0.5)
+    squares = hidden.view(count, side // merge, merge, side // merge, merge, width).transpose(2, 3)
+    return squares.reshape(count, tokens // merge**2, width * merge**2)
+
+
 class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Any vision tower, any audio encoders, any causal LLM; features replace placeholder tokens in order.
 
@@ -121,7 +131,8 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "this model has no vision tower; it got pixel_values; give it text and audio only"
             )
         hidden = self.vision_tower(pixel_values.to(self.vision_tower.dtype)).last_hidden_state
-        return self.vision_projector(hidden[:, -self.config.image_tokens :])
+        merge = self.config.spatial_merge
+        return self.vision_projector(merge_patches(hidden[:, -self.config.image_tokens * merge**2 :], merge))
 
     def get_audio_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """The clips as every encoder wants them, each [N, ...] -> [N, sum(audio_tokens), H], encoder after encoder."""
