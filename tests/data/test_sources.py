@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mmreason.data.media import MediaLimits, decode
-from mmreason.data.sources import RowError, check_source, load_rows, parse_row
+from mmreason.data.sources import RowError, check_rows, load_rows, parse_row
 from mmreason.schema import SourceConfig
 from mmreason.types import MediumRef, Message, Part, Sample
 
@@ -227,7 +227,8 @@ def test_parquet_with_bytes_and_typed_parts(tmp_path: Path) -> None:
 def test_all_problems_come_at_once_and_nothing_is_dropped(tmp_path: Path) -> None:
     good = {"problem": "x", "id": "one"}
     cfg = write(tmp_path, [good, {"problem": "x", "solution": ""}, "{", good, {"problem": "<image>x"}])
-    problems = check_source("mine", cfg, tmp_path)
+    samples, problems = check_rows("mine", cfg, tmp_path)
+    assert [sample.id for sample in samples] == ["one"]
     assert [p.split(":")[0] for p in problems] == [f"data.mine, row {i}" for i in (2, 3, 4, 5)]
     assert "id 'one' is row 1's too" in problems[2]
     with pytest.raises(RowError, match=r"(?s)row 2: .*row 3: .*row 4: .*row 5: "):
@@ -239,32 +240,19 @@ def test_many_problems_are_counted(tmp_path: Path) -> None:
         load_rows("mine", write(tmp_path, [{}] * 25), tmp_path)
 
 
-def test_media_headers_are_checked_where_limits_are_given(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png())
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    rows = [
-        {"problem": "<image>x", "images": [name]} for name in ("a.png", "b.png", "c.png", "../d.png", "a.png")
-    ]
-    cfg = write(tmp_path, rows)
-    assert check_source("mine", cfg, tmp_path) == []
-    problems = check_source("mine", cfg, tmp_path, MediaLimits())
-    assert [p.split(": ")[:2] for p in problems] == [
-        ["data.mine, row mine:2", "b.png"], ["data.mine, row mine:3", "c.png"], ["data.mine, row mine:4", "../d.png"],
-    ]  # fmt: skip
-    assert len(check_source("mine", cfg, tmp_path, MediaLimits(max_image_pixels=10))) == 4
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("rows.csv", "a", "read from .jsonl and .parquet"),
         ("gone.jsonl", None, "is not there"),
         ("rows.jsonl", "\n", "has no rows"),
+        ("rows.jsonl", b"\xff\xfe", "cannot be read as .jsonl .*utf-8"),
+        ("rows.parquet", b"PAR0", "cannot be read as .parquet"),
     ],
 )
-def test_wrong_files_are_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_wrong_files_are_named(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(RowError, match=rf"data.mine.path: .*{message}"):
         load_rows("mine", SourceConfig(path=str(tmp_path / name)), tmp_path)
 
@@ -283,7 +271,7 @@ def test_a_world_is_made_once_and_again_when_its_settings_change(tmp_path: Path)
     assert (folder / "rows.jsonl").stat().st_mtime_ns == made
     again = load_rows("train", cfg.model_copy(update={"seed": 1, "rationale": True}), folder)
     assert again != first and again[0].rationale
-    assert check_source("train", cfg, folder, MediaLimits()) == []
+    assert check_rows("train", cfg, folder) == (load_rows("train", cfg, folder), [])
 
 
 def test_wrong_worlds_are_named(tmp_path: Path) -> None:
@@ -291,5 +279,5 @@ def test_wrong_worlds_are_named(tmp_path: Path) -> None:
         load_rows("train", SourceConfig(world="imag"), tmp_path / "x")
     assert (
         "unknown kinds"
-        in check_source("train", SourceConfig(world="image", kinds=["zzz"]), tmp_path / "x")[0]
+        in check_rows("train", SourceConfig(world="image", kinds=["zzz"]), tmp_path / "x")[1][0]
     )

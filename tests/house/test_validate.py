@@ -90,6 +90,23 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
     assert "mine:1:" not in problems
 
 
+def test_a_torn_picture_is_named_also_beside_wrong_rows(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "whole.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])  # its header is whole
+    wrong = [row(), row(images=["torn.png"]), row(solution="")]
+    for rows in (wrong, wrong[:2]):
+        assert any("row mine:2: torn.png" in p for p in check(tmp_path, rows))
+
+
+def test_every_row_has_its_target_and_the_longest_is_rendered(tmp_path: Path) -> None:
+    rows = [row(rationale="short")] * 200
+    rows[101] = row()
+    rows[103] = row(rationale="short", problem="<image>" + 50 * "which colour is it? ")
+    problems = check(tmp_path, rows, "stages.sft.rationale=free", "stages.grpo.max_prompt_length=60")
+    assert any("row mine:102: no rationale in style 'free'" in p for p in problems)
+    assert any("row mine:104 has a prompt" in p for p in problems)
+
+
 def test_rows_that_contradict_themselves_are_named_at_once(tmp_path: Path) -> None:
     rows = [
         row(),
@@ -105,8 +122,8 @@ def test_rows_that_contradict_themselves_are_named_at_once(tmp_path: Path) -> No
 
 def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
     problems = check(tmp_path, [row()], "stages.grpo.max_prompt_length=3", "stages.sft.max_length=4")
-    assert any("stages.grpo" in p and "max_prompt_length=3" in p for p in problems)
-    assert any("stages.sft" in p and "max_length=4" in p for p in problems)
+    assert any("stages.grpo" in p and "allowed are 3 (max_prompt_length)" in p for p in problems)
+    assert any("stages.sft" in p and "allowed are 4 (max_length)" in p for p in problems)
     assert any("exakt" in p for p in check(tmp_path, [row()], "stages.grpo.reward_funcs=[exakt]"))
     assert any("structured" in p for p in check(tmp_path, [row()], "stages.sft.rationale=structured"))
     assert any(
