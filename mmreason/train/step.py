@@ -221,7 +221,11 @@ def blank(pad_id: int) -> TrainingSample:
     """A row with nothing to learn: what a rank with fewer micro-batches, or none, runs to keep step with the others."""
     ids = torch.full((2,), pad_id)
     rendered = Rendered(
-        "blank", ids, torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.bool), torch.zeros_like(ids)
+        "blank",
+        ids,
+        torch.zeros(2, dtype=torch.int8),
+        torch.zeros(2, dtype=torch.bool),
+        torch.zeros_like(ids),
     )
     nothing = torch.zeros(2)
     return TrainingSample(rendered, aggregation=nothing, count=0.0, ce=nothing, rl=nothing, kl=nothing)
