@@ -87,7 +87,8 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = vision_tower
         self.vision_projector = None
         if vision_tower is not None:
-            self.vision_projector = AssembledProjector(vision_tower.config.hidden_size, hidden, width)
+            merged = vision_tower.config.hidden_size * config.spatial_merge**2
+            self.vision_projector = AssembledProjector(merged, hidden, width)
         self.audio_towers = nn.ModuleList(audio_towers)
         self.audio_projectors = nn.ModuleList(
             AssembledProjector(tower.config.hidden_size, hidden, width) for tower in audio_towers
