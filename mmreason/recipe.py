@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode
 
-from mmreason.schema import STAGES, Recipe, SourceConfig, unresolved_names
+from mmreason.schema import STAGES, Recipe, SourceConfig, undivided, unresolved_names
 
 KINDS: dict[type, str] = {
     str: "text", bool: "true/false", int: "an integer", float: "a number", list: "a list", dict: "a mapping",
@@ -89,10 +89,19 @@ def build_recipe(raw: Any, overrides: Sequence[str] = (), *, name: str = "recipe
             e["loc"] for e in error.errors()
         ):  # the check across keys did not run: run it on what there is
             problems += unresolved_names(tree)
+        problems += [
+            p for p in _undivided_groups(tree) if p not in problems
+        ]  # not reached where a type is wrong
         raise RecipeError(name, problems) from None
     if problems:
         raise RecipeError(name, problems)
     return recipe
+
+
+def _undivided_groups(tree: dict[str, Any]) -> list[str]:
+    stages = tree["stages"] if isinstance(tree.get("stages"), list) else []
+    grpo = [(i, s) for i, s in enumerate(stages) if isinstance(s, dict) and s.get("type") == "grpo"]
+    return [f"stages.{s.get('name', i)}: {problem}" for i, s in grpo if (problem := undivided(s))]
 
 
 def sources_of(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, SourceConfig]:

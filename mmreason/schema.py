@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -126,6 +128,12 @@ class GateConfig(Closed):
     high: Fraction = 0.75
     max_rounds: PositiveInt = 10  # rollout rounds a step may use to fill its batch
 
+    @model_validator(mode="after")
+    def _ordered(self) -> GateConfig:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}; exchange them")
+        return self
+
 
 class TokenWeightConfig(Closed):
     """Per-token weights on the policy term: `none`, or `tw_grpo` (corrected or released form)."""
@@ -193,6 +201,14 @@ class SFTStage(StageConfig):
         """Names of every source the stage reads."""
         return [*self.data, *self.replay]
 
+    @model_validator(mode="after")
+    def _shares(self) -> SFTStage:
+        if sum(self.replay.values()) >= 1.0:
+            raise ValueError(f"replay: shares sum to {sum(self.replay.values()):g}; allowed is less than 1")
+        if self.time_of is not None and self.max_steps is not None:
+            raise ValueError("give one of max_steps and time_of; both say how long the stage is")
+        return self
+
 
 class GRPOStage(StageConfig):
     """Curriculum GRPO with verifiable rewards."""
@@ -226,14 +242,26 @@ class GRPOStage(StageConfig):
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_funcs)} reward_funcs; "
                 "give one weight per reward"
             )
-        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if rows % self.num_generations:
-            valid = [g for g in range(2, rows + 1) if rows % g == 0]
-            raise ValueError(
-                f"num_generations={self.num_generations} does not divide per_device_train_batch_size x "
-                f"gradient_accumulation_steps = {rows}; for this batch num_generations may be one of {valid}"
-            )
+        problem = undivided(self.model_dump())
+        if problem:
+            raise ValueError(problem)
         return self
+
+
+def undivided(stage: Mapping[str, Any]) -> str | None:
+    """Why the groups of a GRPO stage (a mapping) do not fill its batch; None when they do, or it cannot be told."""
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+    batch, steps, group = (stage.get(key, GRPOStage.model_fields[key].default) for key in keys)
+    if (
+        any(type(value) is not int or value < 1 for value in (batch, steps, group))
+        or batch * steps % group == 0
+    ):
+        return None
+    rows = batch * steps
+    return (
+        f"num_generations={group} does not divide per_device_train_batch_size x gradient_accumulation_steps = {rows}; "
+        f"for this batch num_generations may be one of {[g for g in range(2, rows + 1) if rows % g == 0]}"
+    )
 
 
 STAGES: dict[str, type[StageConfig]] = {"sft": SFTStage, "grpo": GRPOStage}
@@ -270,19 +298,29 @@ class Recipe(Closed):
 
 
 def unresolved_names(tree: Any) -> list[str]:
-    """Every name in a recipe's mapping that points nowhere: data sources, earlier stages, stage names given twice.
+    """Every name in a recipe's mapping that will not do: data sources and stages that are not there, stages of one
+    name, names that are no names of a file (stages and sources have their folder in the run directory).
 
     `tree` may be wrong elsewhere: what has not the expected shape is passed over (its type is reported apart).
     """
     if not isinstance(tree.get("data"), dict) or not isinstance(tree.get("stages"), list):
         return []
-    sources, problems, before = tree["data"], [], list[str]()
+    sources, before = tree["data"], list[str]()
+    problems = [f"data.{name}: {problem}" for name in sources if (problem := _no_file_name(name))]
+    if all(isinstance(stage, dict) and stage.get("branch") is True for stage in tree["stages"]):
+        problems.append("stages: every stage is a branch; the final model is the end of one that is not")
     for stage in tree["stages"]:
         if not isinstance(stage, dict) or not isinstance(stage.get("name"), str):
             continue
         name = stage["name"]
         if name in before:
             problems.append(f"stages.{name}: a stage of this name comes before; stage names must differ")
+        if problem := _no_file_name(name):
+            problems.append(f"stages.{name}: {problem}")
+        if name == "before":
+            problems.append(
+                "stages.before: eval.json calls the measurement before training so; rename the stage"
+            )
         problems += _unknown_sources(f"stages.{name}.data", stage.get("data"), sources)
         problems += _unknown_sources(f"stages.{name}.replay", stage.get("replay"), sources)
         for key in ("init_from", "time_of"):
@@ -296,6 +334,12 @@ def unresolved_names(tree: Any) -> list[str]:
     if isinstance(held_out, dict):
         problems += _unknown_sources("eval.data", held_out.get("data"), sources)
     return problems
+
+
+def _no_file_name(name: str) -> str | None:
+    if re.fullmatch(r"[^./\\*?\[\x00-\x1f][^/\\*?\[\x00-\x1f]*", name):
+        return None
+    return f"{name!r} names files of the run; give a name without / \\ * ? [ that does not begin with a dot"
 
 
 def _unknown_sources(path: str, names: Any, sources: dict[str, Any]) -> list[str]:

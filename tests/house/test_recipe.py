@@ -176,3 +176,21 @@ def test_overrides_leave_the_given_mapping_as_it_was() -> None:
     }
     assert build_recipe(raw, ["stages.s.max_steps=3"]).stages[0].max_steps == 3
     assert "max_steps" not in stage
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["stages.rl.name=../out"], "stages.../out: '../out' names files of the run"),
+        (["data.a/b={path: rows.jsonl}"], "data.a/b: 'a/b' names files of the run"),
+        (["stages.warm.name=before"], "stages.before: eval.json calls the measurement before training so"),
+        (["stages.0.branch=true", "stages.1.branch=true"], "stages: every stage is a branch"),
+        (["stages.warm.replay={train: 0.5, held_out: 0.5}"], "stages.warm: replay: shares sum to 1"),
+        (["stages.rl.gate={low: 0.9, high: 0.1}"], "stages.rl.gate: low=0.9 is above high=0.1"),
+        (["stages.warm.time_of=rl"], "stages.warm: give one of max_steps and time_of"),
+        (["seed=x", "stages.rl.num_generations=3"], "stages.rl: num_generations=3 does not divide"),
+    ],
+)
+def test_what_would_fail_late_is_said_at_once(good: Path, overrides: list[str], said: str) -> None:
+    found = problems(good, *overrides)
+    assert any(p.startswith(said) for p in found), found
