@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import mmreason_encoders  # noqa: F401  registers the architectures, once for all killed runs
 import torch
 
+import mmreason_encoders  # noqa: F401  registers the architectures, once for all killed runs
 from mmreason.schema import Recipe
 from mmreason.train import checkpoint, folder, run
 from mmreason.train.metrics import Metrics
