@@ -12,6 +12,7 @@ from mmreason.report import write_report
 from mmreason.schema import Recipe
 from mmreason.train.evaluation import evaluate_model
 from mmreason.train.run import train as run
+from mmreason.validate import settings_problems
 
 __all__ = ["evaluate_model", "train"]
 
@@ -20,7 +21,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
     """Run the recipe to its end, print the table of what it learned, and write report.html beside it.
 
     Returns `{"run_dir", "model", "report", "eval", "seconds"}`.
+
+    Raises:
+        ValueError: the recipe's rewards, gates or trackers, its data, or its output_dir do not fit; says what to do.
     """
+    problems = settings_problems(recipe)
+    if problems:  # now, and not when the last stage begins
+        raise ValueError("\n  ".join(["this recipe cannot be trained:", *problems]))
     result = run(recipe)
     if not result["is_main"]:
         return result

@@ -37,7 +37,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     """The function named by `file.py:name`, from a user's file.
 
     Raises:
-        ValueError: the form is wrong, the file does not exist, or it has no such function.
+        ValueError: the form is wrong, the file does not exist or does not run, or it has no such function.
     """
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
@@ -48,7 +48,10 @@ def load_function(spec: str) -> Callable[..., Any]:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses of the file look their module up there
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code may fail in any way
+        raise ValueError(f"{spec!r}: {path} does not run: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))

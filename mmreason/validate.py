@@ -123,15 +123,14 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
     """Check a recipe that parses: plugins, trackers, rows, media, template and token counts, rewards, memory."""
     report = Report(name)
     _attempt(report, lambda: load_plugins(recipe.plugins))
-    for package in {"tensorboard", "wandb"} & set(recipe.report_to):
-        if importlib.util.find_spec(package) is None:
-            report.add([f"report_to: {package} is not installed; pip install 'mmreason[tracking]'"])
+    wrong = settings_problems(recipe)
+    report.add(wrong)
     with tempfile.TemporaryDirectory() as folder:
         limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
         sources = {n: _read(n, cfg, Path(folder), limits, report) for n, cfg in recipe.data.items()}
         unreadable = {n: _media(n, samples, limits, report) for n, samples in sources.items()}
         for stage in recipe.stages:
-            if isinstance(stage, GRPOStage):
+            if isinstance(stage, GRPOStage) and not any(p.startswith(f"stages.{stage.name}.") for p in wrong):
                 _rewards(stage, sources, report)
         loaded = _attempt(report, lambda: _load(recipe, sources))
         if loaded is None:
@@ -143,6 +142,27 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
     for stage in recipe.stages:
         report.memory[stage.name] = estimate(loaded, recipe, stage, *_longest(report, stage))
     return report
+
+
+def settings_problems(recipe: Recipe) -> list[str]:
+    """What is wrong with trackers, rewards and gates: it needs no rows, and would else show when a stage begins."""
+    problems = [
+        f"report_to: {package} is not installed; pip install 'mmreason[tracking]', or remove it"
+        for package in sorted({"tensorboard", "wandb"} & set(recipe.report_to))
+        if importlib.util.find_spec(package) is None
+    ]
+    for stage in [s for s in recipe.stages if isinstance(s, GRPOStage)]:
+        where = f"stages.{stage.name}"
+        try:
+            functions = user_rewards(stage.reward_funcs)
+        except ValueError as error:
+            problems.append(f"{where}.reward_funcs: {error}")
+        else:
+            wrong = reward_problems(stage.reward_funcs, stage.reward_weights, stage.reward_args, functions)
+            problems += [f"{where}.reward_funcs: {problem}" for problem in wrong]
+        closed = gate_problem(stage.gate, stage.num_generations)
+        problems += [f"{where}.gate: {closed}"] if closed else []
+    return problems
 
 
 def _attempt(report: Report, work: Callable[[], Any]) -> Any:
@@ -213,15 +233,7 @@ def _load(recipe: Recipe, sources: dict[str, list[Sample]]) -> Loaded:
 def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Report) -> None:
     """Full marks for every gold answer; a verifier that misses its own truth would punish the right answer."""
     where = f"stages.{stage.name}"
-    functions = _attempt(report, lambda: user_rewards(stage.reward_funcs))
-    if functions is None:
-        return
-    wrong = reward_problems(stage.reward_funcs, stage.reward_weights, stage.reward_args, functions)
-    report.add([f"{where}.reward_funcs: {problem}" for problem in wrong])
-    closed = gate_problem(stage.gate, stage.num_generations)
-    report.add([f"{where}.gate: {closed}"] if closed else [])
-    if wrong:
-        return
+    functions = user_rewards(stage.reward_funcs)
     if not any(sources[name] for name in stage.data):
         return  # why there are no rows is said already
     values: dict[str, list[float]] = {name: [] for name in stage.reward_funcs}

@@ -27,7 +27,7 @@ def main() -> None:
     """Run a command. A user's mistake prints its message and exits 1; MMREASON_TRACEBACK=1 shows where it arose."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("MMREASON_TRACEBACK") == "1":
             raise
         print(f"mmreason: {error}", file=sys.stderr)

@@ -59,7 +59,7 @@ def score(
     from mmreason.evaluate import score as score_rows
 
     stored = read_jsonl(rows)
-    arguments = None if args is None else jsonlib.loads(args)
+    arguments = None if args is None else _arguments(args)
     with json_only(json):
         results = {name: score_rows(stored, name, arguments) for name in reward}
         table = Table("reward", "completions", "mean", "accuracy")
@@ -113,20 +113,39 @@ def methods(json: JsonFile = None) -> None:
 
 def tool(
     name: Annotated[str | None, typer.Argument(help="which tool; lists them when not given")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Run one tool by hand (this version has none yet)."""
-    if name is not None:
-        raise ValueError(f"tool: no tool {name!r}; this version has none yet")
-    print("no tools in this version yet")
+    _none_yet("tool", name, json)
 
 
 def bench(
     name: Annotated[str | None, typer.Argument(help="which benchmark; lists them when not given")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Run a benchmark (this version has none yet)."""
+    _none_yet("benchmark", name, json)
+
+
+def _none_yet(kind: str, name: str | None, json: str | None) -> None:
     if name is not None:
-        raise ValueError(f"bench: no benchmark {name!r}; this version has none yet")
-    print("no benchmarks in this version yet")
+        raise ValueError(f"no {kind} {name!r}; this version has none yet")
+    with json_only(json):
+        print(f"no {kind}s in this version yet")
+    emit(json, [])
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """`--args` as a mapping."""
+    try:
+        given = jsonlib.loads(text)
+    except jsonlib.JSONDecodeError as error:
+        raise ValueError(
+            f"--args: got {text!r}, which is not JSON ({error.msg}); write '{{\"tolerance\": 0.1}}'"
+        ) from None
+    if not isinstance(given, dict):
+        raise ValueError(f"--args: got {text!r}; a JSON object of the reward's arguments is needed")
+    return given
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

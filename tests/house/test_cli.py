@@ -57,6 +57,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
         (["serve"], "serve: this version has no"),
         (["tool", "zoom"], "no tool 'zoom'"),
         (["bench", "speed"], "no benchmark 'speed'"),
+        (["score", __file__, "--reward", "exact"], "test_cli.py:1: not JSON"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_1(tmp_path: Path, arguments: list[str], said: str) -> None:

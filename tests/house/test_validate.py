@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmreason.api import train
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded
 from mmreason.recipe import build_recipe
@@ -132,6 +133,13 @@ def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
     gate = "stages.grpo.gate={name: balanced, low: 0.4, high: 0.45}"
     assert any("stages.grpo.gate" in p for p in check(tmp_path, [row()], gate))
     assert any("none.jinja" in p for p in check(tmp_path, [row()], "model.chat_template=none.jinja"))
+
+
+def test_training_refuses_what_would_fail_when_its_stage_begins(tmp_path: Path) -> None:
+    overrides = ["stages.grpo.reward_funcs=[exakt]", "stages.grpo.gate={name: balanced, low: 0.3, high: 0.3}"]
+    with pytest.raises(ValueError, match=r"(?s)did you mean 'exact'.*stages.grpo.gate: gate \[0.3, 0.3\]"):
+        train(build_recipe(recipe(tmp_path, [row()]), overrides))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_file_a_missing_model_and_a_missing_plugin_together(tmp_path: Path) -> None:

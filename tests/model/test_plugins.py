@@ -26,3 +26,10 @@ def test_function_of_a_file(tmp_path: Path) -> None:
         load_function(f"{tmp_path / 'other.py'}:length")
     with pytest.raises(ValueError, match="write it as path/to/file.py:function_name"):
         load_function("mine.length")
+
+
+def test_a_file_that_does_not_run_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import no_such_module\n")
+    with pytest.raises(ValueError, match="mine.py does not run: ModuleNotFoundError: No module named"):
+        load_function(f"{file}:length")
