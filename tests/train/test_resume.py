@@ -112,7 +112,10 @@ def test_lora_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mmreason.cli", "train", str(ROOT / "recipes/debug.yaml")]
     return subprocess.Popen(
-        [*command, f"output_dir={out}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, f"output_dir={out}", "num_threads=1"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
