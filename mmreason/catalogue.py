@@ -16,16 +16,17 @@ class Method:
     paper: str  # arXiv number, or "" where there is none
     key: str  # as it stands in a stage of a recipe
     summary: str
-    recipe: str | None = None  # a file under recipes/
+    recipe: str | None = None  # a file under recipes/ that uses it; any recipe takes the key
 
 
 METHODS: dict[str, Method] = {
-    "sft": Method(("sft",), "", "type: sft", "Cross-entropy on the assistant's tokens only."),
+    "sft": Method(("sft",), "", "type: sft", "Cross-entropy on the assistant's tokens only.", "debug.yaml"),
     "thought_dropout": Method(
         ("rollout transform",),
         "2505.16854",
         "thought_dropout: 0.5",
         "TON: a share of the SFT thoughts is emptied, so that skipping thought becomes a legal answer.",
+        "debug.yaml",
     ),
     "structured_rationale": Method(
         ("sft",),
@@ -44,6 +45,7 @@ METHODS: dict[str, Method] = {
         "2503.14476",
         "loss_type: dapo",
         "The mean over all tokens of the global batch.",
+        "debug.yaml",
     ),
     "dr_grpo": Method(
         ("aggregation",),
@@ -68,6 +70,7 @@ METHODS: dict[str, Method] = {
         "2503.14476",
         "epsilon_high: 0.28",
         "DAPO: more room for raising a token than for lowering it.",
+        "debug.yaml",
     ),
     "overlong_filtering": Method(
         ("token weight",),
@@ -86,12 +89,14 @@ METHODS: dict[str, Method] = {
         "2402.03300",
         "beta: 0.04",
         "KL to the stage's starting model, k3 estimator in the loss.",
+        "debug.yaml",
     ),
     "tw_grpo": Method(
         ("token weight",),
         "2505.24718",
         "token_weight: {name: tw_grpo}",
         "Tokens where the group's next-token distributions disagree weigh up to alpha_max.",
+        "debug.yaml",
     ),
     "soft_multi_choice": Method(
         ("shaping terms",),
@@ -110,6 +115,7 @@ METHODS: dict[str, Method] = {
         "",
         "reward_funcs: [blend]",
         "Partial credit and the exact verdict, weighted: takes away what hedging earns.",
+        "debug.yaml",
     ),
     "exact": Method(
         ("verifier",), "", "reward_funcs: [exact]", "The verifier: set, number or text equality."
@@ -125,17 +131,20 @@ METHODS: dict[str, Method] = {
         "2505.16854",
         "reward_funcs: [format]",
         "1 for exactly one thought and one answer block.",
+        "debug.yaml",
     ),
     "easy_to_hard": Method(
         ("prompt sampler",),
         "2504.15900",
         "sampler: {name: easy_to_hard}",
         "SARI: a window that slides from the easiest to the hardest prompts.",
+        "debug.yaml",
     ),
     "balanced_gate": Method(
         ("group gate",),
         "2504.03380",
         "gate: {name: balanced}",
         "Only groups of middling accuracy are trained on; the batch is refilled.",
+        "debug.yaml",
     ),
 }

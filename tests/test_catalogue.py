@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mmreason.catalogue import METHODS
+from mmreason.recipe import load_recipe
 from mmreason.rewards import REWARDS
 from mmreason.schema import STAGES
 
@@ -26,7 +27,22 @@ def test_the_key_is_accepted_by_a_stage(name: str):
     assert accepted, f"no stage takes {method.key!r}"
     assert method.slots and method.summary.endswith(".")
     assert not method.paper or re.fullmatch(r"\d{4}\.\d{5}", method.paper)
-    assert method.recipe is None or (RECIPES / method.recipe).is_file()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.recipe])
+def test_the_recipe_that_is_named_uses_the_method(name: str):
+    method = METHODS[name]
+    stages = [stage.model_dump() for stage in load_recipe(RECIPES / str(method.recipe)).stages]
+    ((key, value),) = yaml.safe_load(method.key).items()
+    used = [stage[key] for stage in stages if key in stage]
+    if isinstance(value, dict):
+        assert value["name"] in [choice["name"] for choice in used]
+    elif isinstance(value, list):
+        assert any(set(value) <= set(choice) for choice in used)
+    elif isinstance(value, float):
+        assert any(used)  # a number of its own; 0 or null would switch the method off
+    else:
+        assert value in used
 
 
 def test_every_reward_but_the_control_is_listed():

@@ -28,8 +28,8 @@ def evaluate_rows(
 def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
     """The block that `eval.json` holds for a stage.
 
-    Keys: overall, by_modality, by_problem_type, by_kind, by_source (name -> measures), by_difficulty (a
-    list of measures with lo and hi).
+    Keys: overall, by_modality, by_problem_type, by_kind, by_source (name -> measures; DATA/SOURCE where the
+    rows of a data source name their own), by_difficulty (a list of measures with lo and hi).
     """
 
     blind = blind_scores(rows)
@@ -45,7 +45,7 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "by_modality": split(lambda r: r.modality),
         "by_problem_type": split(lambda r: r.problem_type),
         "by_kind": split(lambda r: r.kind),
-        "by_source": split(lambda r: r.source),
+        "by_source": split(lambda r: f"{r.source}/{r.origin}" if r.origin else r.source),
         "by_difficulty": [{"lo": lo, "hi": hi, **measures(part, blind)} for lo, hi, part in thirds(rows)],
     }
 

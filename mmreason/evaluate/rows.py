@@ -44,6 +44,7 @@ class EvalRow:
     length: int  # tokens of the completion
     media: tuple[Mapping[str, Any], ...] = ()  # {"kind", "path", "root"} each
     evidence: tuple[Mapping[str, Any], ...] = ()
+    origin: str = ""  # the row's own `source` column; "" where it has none
 
 
 def judge(sample: Sample, completion: str, length: int) -> EvalRow:
@@ -67,6 +68,7 @@ def judge(sample: Sample, completion: str, length: int) -> EvalRow:
         length=length,
         media=tuple(media_json(sample)),
         evidence=sample.evidence,
+        origin=str(sample.columns.get("source") or ""),
     )
 
 

@@ -139,8 +139,8 @@ def user_columns(group: Group) -> dict[str, list[Any]]:
     """TRL's keyword arguments for one group: every column of the row repeated for each completion.
 
     The row's own further columns come beside `prompts` (text), `completions`, `completion_ids`, `id`,
-    `source`, `solution`, `problem_type`, `options`, `difficulty`; a column of the row never replaces one of
-    these.
+    `source` (the row's own, else the data's name), `solution`, `problem_type`, `options`, `difficulty`; no other
+    column of the row replaces one of these.
     """
     sample, size = group.sample, len(group.trajectories)
     prompt = "\n".join(
@@ -150,7 +150,7 @@ def user_columns(group: Group) -> dict[str, list[Any]]:
     own: dict[str, Any] = {
         "prompts": prompt,
         "id": sample.id,
-        "source": sample.source,
+        "source": sample.columns.get("source") or sample.source,
         "solution": sample.solution,
         "problem_type": sample.problem_type,
         "options": list(sample.options),

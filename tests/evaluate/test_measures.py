@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmreason.evaluate import chance_rate, evaluate_rows, judge, summarise, thirds
@@ -50,6 +52,15 @@ def test_measures_are_the_hand_computed_ones():
     assert out["by_problem_type"]["numeric"]["hedge_rate"] is None
     assert set(out["by_modality"]) == {"image"}
     assert set(out["by_source"]) == {"s"} and set(out["by_kind"]) == {"k"}
+
+
+def test_rows_that_name_their_own_source_are_measured_by_it():
+    rows = [judge(sample(i, "cat", "text"), said("cat" if i else "dog"), 4) for i in range(3)]
+    mixed = [replace(rows[0], origin="clevr"), replace(rows[1], origin="star"), rows[2]]
+    found = {name: block["accuracy"] for name, block in summarise(mixed)["by_source"].items()}
+    assert found == {"s": 1.0, "s/clevr": 0.0, "s/star": 1.0}
+    named = sample(0, "cat", "text")
+    assert judge(replace(named, columns={"source": "clevr"}), said("cat"), 4).origin == "clevr"
 
 
 def test_a_row_keeps_what_a_reader_needs_and_unverifiable_rows_do_not_count():

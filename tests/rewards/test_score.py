@@ -49,7 +49,10 @@ def test_a_users_function_sees_the_columns():
     assert seen["completions"] == [t.text for t in PAIR.trajectories]
     assert seen["solution"] == ["A,C"] * 2 and seen["hint"] == ["two"] * 2 and seen["difficulty"] == [0.5] * 2
     assert seen["completion_ids"] == [[0, 1], [0, 1]] and seen["prompts"] == ["Which?"] * 2
-    assert seen["power"] == 2
+    assert seen["power"] == 2 and seen["source"] == ["rows"] * 2
+    own = group(sample("A", columns={"source": "clevr"}), PAIR.trajectories)
+    score_group(own, ["u.py:probe"], None, None, {"u.py:probe": probe})
+    assert seen["source"] == ["clevr"] * 2
 
 
 def test_a_function_without_kwargs_gets_what_it_names():
