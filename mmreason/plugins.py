@@ -50,7 +50,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     sys.modules[module_spec.name] = module  # dataclasses of the file look their module up there
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may fail in any way
+    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, LookupError) as error:
         raise ValueError(f"{spec!r}: {path} does not run: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
