@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from mmreason.data.transforms import supervised, target_text, thought_dropout
-from mmreason.types import Message, Part, Sample
+from mmreason.data.transforms import conversations, supervised, target_text, thought_dropout
+from mmreason.types import MediumRef, Message, Part, Sample
 
 ROW = Sample(
     "rows:1", "rows", (Message("user", (Part("text", text="How many?"),)),), solution="2",
@@ -63,3 +63,21 @@ def test_supervised_appends_the_target_or_keeps_the_rows_own_turn() -> None:
     assert last(supervised(own, "structured", 1.0, 0)) == "<think>\n\n</think>b"
     assert len(supervised(own, "structured", 1.0, 0).messages) == 2
     assert ROW.messages[-1].role == "user"  # the sample itself is not touched
+
+
+def test_questions_on_one_picture_join_into_a_conversation_that_shows_it_once() -> None:
+    pictures = [(MediumRef("image", f"{name}.png"),) for name in "ab"]
+    rows = []
+    for i, media in enumerate([pictures[0], pictures[1], pictures[0], pictures[0]]):
+        parts = (Part("image", medium=0), Part("text", text=f"q{i}"))
+        messages = (Message("user", parts), Message("assistant", (Part("text", text=f"a{i}"),)))
+        rows.append(Sample(f"r:{i}", "r", messages, media, solution=str(i)))
+    joined = conversations(rows, 2)
+    assert [row.id for row in joined] == ["r:0+r:2", "r:1", "r:3"]
+    assert [[p.text or p.type for m in row.messages for p in m.parts] for row in joined] == [
+        ["image", "q0", "a0", "q2", "a2"],
+        ["image", "q1", "a1"],
+        ["image", "q3", "a3"],
+    ]
+    assert [row.media for row in joined] == [pictures[0], pictures[1], pictures[0]]
+    assert conversations(rows, 1) == rows

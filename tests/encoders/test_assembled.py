@@ -219,3 +219,24 @@ def test_fresh_weights_honour_the_range() -> None:
         assert wide.get_submodule(name).weight.detach().std().item() == pytest.approx(0.08, rel=0.1)
         assert narrow.get_submodule(name).weight.detach().std().item() == pytest.approx(0.02, rel=0.1)
     assert wide.audio_towers[0].layers[0].mlp.fc1.weight.detach().std().item() == pytest.approx(0.08, rel=0.1)
+
+
+def test_merged_patches_are_neighbours_in_reading_order() -> None:
+    from mmreason_encoders.assembled.modeling_assembled import merge_patches
+
+    patches = torch.arange(16.0).view(1, 16, 1)  # a 4 x 4 grid, numbered row by row
+    assert merge_patches(patches, 2).tolist() == [
+        [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    ]
+    assert merge_patches(patches, 1) is patches
+
+
+def test_a_merging_model_has_fewer_tokens_a_picture_and_refuses_a_side_that_does_not_divide() -> None:
+    loaded = build(vision={**SIGLIP, "patch_size": 8}, spatial_merge=2)
+    assert loaded.model.config.image_tokens == loaded.processor.image_tokens == 4  # of 4 x 4 patches
+    features = loaded.model.get_image_features(torch.zeros(1, 3, 32, 32))
+    assert features.shape[:2] == (1, 4)
+    with pytest.raises(
+        ValueError, match=r"spatial_merge is 3; the tower has 4 x 4 patches, .*\[1, 2, 4\]"
+    ):
+        build(vision={**SIGLIP, "patch_size": 8}, spatial_merge=3)
