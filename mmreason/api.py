@@ -33,7 +33,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return result
     run_dir = Path(result["run_dir"])
     result["report"] = str(write_report(run_dir))
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, markup=False)
     stored = read_eval(run_dir)
     if stored:
         console.print(table(stored))

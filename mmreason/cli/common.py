@@ -46,7 +46,7 @@ def show(renderable: Any) -> None:
     """Print a rich table or text (to standard error inside `json_only('-')`)."""
     from rich.console import Console
 
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False)  # brackets in a message are its own
     if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, width=140)
+        console = Console(file=sys.stdout, highlight=False, markup=False, width=140)
     console.print(renderable)

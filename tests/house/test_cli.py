@@ -104,3 +104,8 @@ def test_data_make_writes_rows_and_pictures(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert len((tmp_path / "w" / "rows.jsonl").read_text().splitlines()) == 8
     assert (tmp_path / "w" / "images-000.zip").is_file()
+
+
+def test_brackets_are_shown_and_not_taken_for_markup() -> None:
+    done = mmreason("methods")
+    assert done.returncode == 0 and "[subset]" in done.stdout and "[jaccard]" in done.stdout
