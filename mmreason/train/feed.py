@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mmreason.data.media import MediaError, MediaLimits, decode
 from mmreason.data.quarantine import Quarantine
 from mmreason.render import Renderer, RenderError
-from mmreason.schema import SFTStage
+from mmreason.schema import SFTStage, StageConfig
 from mmreason.types import Rendered, Sample
 
 CACHE_BYTES = 512 * 2**20
@@ -30,18 +30,31 @@ class Feed:
         self._cache: OrderedDict[tuple[str, str, str], Rendered] = OrderedDict()
         self._bytes = 0
 
-    def prompt(self, sample: Sample) -> Rendered | None:
-        """The sample up to the generation prompt; nothing is sampled yet."""
-        return self._get(sample, "prompt")
+    def prompt(self, sample: Sample, stage: StageConfig | None = None) -> Rendered | None:
+        """The sample up to the generation prompt, within the stage's bound; nothing is sampled yet."""
+        rendered = self._get(sample, "prompt")
+        if rendered is None or stage is None:
+            return rendered
+        fits = self._fits(sample, len(rendered), stage, "max_prompt_length")
+        return rendered if fits else None
 
     def full(self, sample: Sample, stage: SFTStage) -> Rendered | None:
         """The sample with its target turns: loss on the assistant's tokens only."""
         rendered = self._get(sample, f"full/{stage.name}")
-        if rendered is not None and len(rendered) > stage.max_length:
-            reason = f"{len(rendered)} tokens; allowed are {stage.max_length} (stages.{stage.name}.max_length)"
-            self._refuse(sample, RenderError(f"{sample.id}: got {reason}"))
+        if rendered is None:
             return None
-        return rendered
+        prompt = int(rendered.sampled.float().argmax())
+        fits = self._fits(sample, prompt, stage, "max_prompt_length")
+        return rendered if fits and self._fits(sample, len(rendered), stage, "max_length") else None
+
+    def _fits(self, sample: Sample, length: int, stage: StageConfig, key: str) -> bool:
+        most = getattr(stage, key)
+        if length > most:
+            where = f"stages.{stage.name}.{key}"
+            self._refuse(
+                sample, RenderError(f"{sample.id}: got {length} tokens; allowed are {most} ({where})")
+            )
+        return length <= most
 
     def _get(self, sample: Sample, how: str) -> Rendered | None:
         key = (sample.source, sample.id, how)

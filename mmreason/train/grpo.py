@@ -135,7 +135,7 @@ class GRPO:
         context, stage = self.context, self.stage
         pairs: list[tuple[Sample, Rendered]] = []
         for sample in samples:
-            prompt = context.feed.prompt(sample)
+            prompt = context.feed.prompt(sample, stage)
             if prompt is not None:
                 pairs.append((sample, prompt))
         if not pairs:

@@ -91,6 +91,16 @@ def test_no_readable_row_at_all_stops_with_a_pointer(tmp_path: Path) -> None:
         train(made)
 
 
+def test_a_stages_own_bounds_hold(tmp_path: Path) -> None:
+    """Prompts have 18 to 52 tokens; the row of two pictures is too long for GRPO alone."""
+    stages = [SFT, GRPO | {"max_prompt_length": 45}]
+    train(recipe(tmp_path, [], stages=stages, max_bad_fraction=0.2))
+    (line,) = quarantined(tmp_path / "run")
+    assert line["id"] == "row-1" and "stages.grpo.max_prompt_length" in line["reason"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(x)["rows"] == 4 for x in lines)
+
+
 def test_a_resumed_run_counts_what_was_lost_before(tmp_path: Path) -> None:
     """The same end, and no row named twice."""
     train(recipe(tmp_path, [4], "whole", max_bad_fraction=0.2))
