@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmreason.model.family import bare
 from mmreason.model.load import gradient_checkpointing
 from mmreason.model.parts import parameter_groups
 from mmreason.model.save import save_model
@@ -170,8 +169,7 @@ def _epoch_steps(epochs: float | None, pool: int, rows: int) -> int:
 
 
 def _trainer(context: Context, stage: Stage) -> Trainer:
-    if stage.gradient_checkpointing or bare(context.model).is_gradient_checkpointing:
-        gradient_checkpointing(context.model, stage.gradient_checkpointing)
+    gradient_checkpointing(context.model, stage.gradient_checkpointing)
     groups = parameter_groups(
         context.model, context.family, context.recipe.model, stage.learning_rate, stage.weight_decay
     )

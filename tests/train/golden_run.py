@@ -18,8 +18,8 @@ from tests.train import small
 from tests.train.pictures import write_pictures
 
 FOLDER = Path(__file__).with_name("golden")
-KEPT = ("loss", "grad_norm", "learning_rate", "entropy", "tokens/learned", "nll", "kl", "token_weight/mean")
-KEPT += ("reward", "reward_std", "clip_ratio/region_mean", "completions/mean_length")
+KEPT = {"loss", "grad_norm", "learning_rate", "entropy", "tokens/learned", "nll", "kl", "token_weight/mean"}
+KEPT |= {"reward", "reward_std", "clip_ratio/region_mean", "completions/mean_length"}
 
 
 def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -31,7 +31,7 @@ def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
     train(small.recipe(out / "run", data=data, stages=[sft, grpo], eval={"data": []}))
     lines = small.metrics(out / "run")
     return {
-        stage: [{k: line[k] for k in KEPT if k in line} for line in lines if line["stage"] == stage]
+        stage: [{k: v for k, v in line.items() if k in KEPT} for line in lines if line["stage"] == stage]
         for stage in ("sft", "grpo")
     }
 
@@ -39,7 +39,7 @@ def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
 def main() -> None:
     """Write golden/sft.json and golden/grpo.json."""
     torch.manual_seed(0)
-    folder.write_probe = lambda *args: None  # type: ignore[assignment,misc]
+    folder.write_probe = lambda *args: None  # type: ignore[assignment]
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for stage, lines in numbers(Path(scratch)).items():

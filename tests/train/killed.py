@@ -30,7 +30,7 @@ def killed(tree: dict[str, Any], **where: Any) -> None:
 
 def train_to_death(tree: dict[str, Any], where: dict[str, Any]) -> None:
     """What the other process does."""
-    folder.write_probe = lambda *args: None  # type: ignore[assignment,misc]  # as in the runs it is compared with
+    folder.write_probe = lambda *args: None  # type: ignore[assignment]  # as in the runs it is compared with
     torch.set_num_threads(1)
     arm(**where)
     run.train(Recipe.model_validate(tree))
@@ -56,7 +56,7 @@ def arm(*, step: int | None = None, file_of_save: tuple[int, int] | None = None)
                 die()
             return digest(path)
 
-        run.save_checkpoint = counted_save  # type: ignore[assignment]
+        run.save_checkpoint = counted_save
         checkpoint._sha256 = dying_digest
 
 
