@@ -173,7 +173,7 @@ def test_training_sees_the_probabilities_that_sampling_used(loaded: Loaded, temp
         ours = fixed_logprobs(loaded.model, trainer, rows, objective)
         for row, line, sampled in zip(groups[i], ours, decoded, strict=True):
             theirs = sampled[: len(row)].gather(-1, row.ids[:, None])[:, 0]
-            torch.testing.assert_close(line[len(prompts[i]) :], theirs, atol=1e-5, rtol=0)  # measured 2e-6
+            torch.testing.assert_close(line[len(prompts[i]) :], theirs, atol=1e-5, rtol=0)  # measured 1e-6
 
 
 def test_a_row_ends_at_its_first_end_token(assembled_folder: Path) -> None:
