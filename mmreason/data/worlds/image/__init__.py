@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,8 @@ from mmreason.data.worlds.balance import Balance, Candidate, pilot_keys
 from mmreason.data.worlds.image import compositional, primitives
 from mmreason.data.worlds.image.draw import draw_png, evidence_of, lay_out
 from mmreason.data.worlds.image.scenes import MOST_THINGS, Scene, draw_split_scene
-from mmreason.data.worlds.image.words import Kind
-from mmreason.data.worlds.rows import Question, SceneItem, World, WorldSettings, generator
+from mmreason.data.worlds.image.words import Kind, listed
+from mmreason.data.worlds.rows import Question, SceneItem, Thought, World, WorldSettings, generator
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (*primitives.KINDS, *compositional.KINDS)}
 GROUPS = {
@@ -56,6 +57,15 @@ def _pilot(open_at: Mapping[int, Sequence[str]]) -> Iterator[list[Candidate]]:
         yield [c for kind in open_at[len(scene.things)] for c in _offers(scene, rng, kind)]
 
 
+def look_first(thought: Thought, scene: Scene) -> Thought:
+    """The thought as a reader writes it: first all that is seen, then what of it matters, then the conclusion.
+
+    What is written down once can be looked up by its words; a small model learns that far sooner than to search
+    the picture itself.
+    """
+    return replace(thought, caption=listed(scene), reasoning=f"{thought.caption}, {thought.reasoning}")
+
+
 def _ask(
     scene: Scene, chosen: list[Candidate], index: int, settings: WorldSettings, rng: np.random.Generator
 ) -> SceneItem:
@@ -67,8 +77,18 @@ def _ask(
         d = kind.ask(scene, candidate, rng)
         difficulty = difficulty_of(len(scene.things), kind)
         evidence = evidence_of(d.things, layout)
+        thought = look_first(d.thought, scene)
         questions.append(
-            Question(kind.name, d.text, d.problem_type, d.answers, d.thought, difficulty, d.options, evidence)
+            Question(
+                kind.name,
+                d.text,
+                d.problem_type,
+                d.answers,
+                look_first(d.thought, scene),
+                difficulty,
+                d.options,
+                evidence,
+            )
         )
     png = draw_png(scene, layout, rng)
     return SceneItem(f"{settings.stream}-{index:06d}", (("image", "png", png),), tuple(questions))
@@ -99,4 +119,4 @@ def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
     raise ValueError(f"world image: {impossible}")
 
 
-WORLD = World("image", 2, tuple(KINDS), GROUPS, scenes)
+WORLD = World("image", 3, tuple(KINDS), GROUPS, scenes)

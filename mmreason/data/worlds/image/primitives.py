@@ -6,7 +6,18 @@ import numpy as np
 
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image.scenes import COLOUR_TERMS, COLOURS, SHAPE_TERMS, SHAPES, SIDE, TERMS, Scene
-from mmreason.data.worlds.image.words import Draft, Kind, cells, pick, plural, seen, short, shuffled, singular
+from mmreason.data.worlds.image.words import (
+    Draft,
+    Kind,
+    cells,
+    listed,
+    pick,
+    plural,
+    seen,
+    short,
+    shuffled,
+    singular,
+)
 from mmreason.data.worlds.rows import Thought
 
 Rng = np.random.Generator
@@ -35,6 +46,19 @@ def caption_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     answer = " ".join(f"row {row} {_line(scene, row)}" for row in range(1, SIDE + 1))
     text = pick(("describe the picture.", "name every cell."), rng)
     return Draft(text, "text", (answer,), thought, things=scene.things)
+
+
+def list_offers(scene: Scene, rng: Rng) -> list[Candidate]:
+    """The whole picture as a list: one offer."""
+    return [Candidate("list", "", "", ())]
+
+
+def list_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
+    """Every thing with its cell: what each thought begins with."""
+    total = f"{len(scene.things)} in all"
+    thought = Thought("read row by row", total, total, total, summary=total)
+    text = pick(("list the things.", "what do you see?"), rng)
+    return Draft(text, "text", (listed(scene),), thought, things=scene.things)
 
 
 def row_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -193,6 +217,7 @@ def where_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
 
 KINDS = (
     Kind("caption", 0.4, caption_offers, caption_ask),
+    Kind("list", 0.3, list_offers, list_ask),
     Kind("row", 0.2, row_offers, row_ask),
     Kind("cell", 0.0, cell_offers, cell_ask),
     Kind("find", 0.1, find_offers, find_ask),

@@ -74,6 +74,11 @@ def cells(things: Sequence[Thing]) -> str:
     return " ".join(t.cell for t in things) or "none"
 
 
+def listed(scene: Scene) -> str:
+    """Everything in the scene in reading order, each with its cell: "12 red star, 34 blue circle"."""
+    return ", ".join(f"{thing.cell} {thing.name}" for thing in scene.things)
+
+
 def seen(scene: Scene, terms: Sequence[Term]) -> str:
     """What a caption says about some terms: "red star 12 34, blue none"."""
     return ", ".join(f"{short(term)} {cells(scene.find(term))}" for term in terms)
