@@ -4,7 +4,7 @@ from mmreason.objective.advantages import advantages
 from mmreason.objective.aggregation import LOSS_TYPES, aggregation
 from mmreason.objective.logprobs import token_logprobs
 from mmreason.objective.policy import k3, policy_term
-from mmreason.objective.samples import grpo_samples, joined, sft_sample
+from mmreason.objective.samples import grpo_samples, sft_sample
 from mmreason.objective.token_weights import token_weights_tw, tw_divergence
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "advantages",
     "aggregation",
     "grpo_samples",
-    "joined",
     "k3",
     "policy_term",
     "sft_sample",

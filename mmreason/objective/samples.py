@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from mmreason.objective.aggregation import aggregation
-from mmreason.types import ROLE_CODES, Group, Rendered, TrainingSample, Trajectory
+from mmreason.render import with_completion
+from mmreason.types import Group, Rendered, TrainingSample
 
 
 def sft_sample(rendered: Rendered) -> TrainingSample:
@@ -40,7 +41,7 @@ def grpo_samples(
     """
     samples = []
     for trajectory, advantage in zip(group.trajectories, advantages, strict=True):
-        row = joined(group.prompt, trajectory)
+        row = with_completion(group.prompt, trajectory.ids, trajectory.sampled)
         _check_first(row)
         dropped = mask_truncated and trajectory.finish == "length"
         learned = torch.zeros_like(row.sampled) if dropped else row.sampled
@@ -58,21 +59,6 @@ def grpo_samples(
             )
         )
     return samples
-
-
-def joined(prompt: Rendered, trajectory: Trajectory) -> Rendered:
-    """The prompt with the completion behind it, T = P + C; the completion keeps the mask it was born with."""
-    size = len(trajectory)
-    return Rendered(
-        sample_id=prompt.sample_id,
-        ids=torch.cat([prompt.ids, trajectory.ids]),
-        roles=torch.cat(
-            [prompt.roles, torch.full((size,), ROLE_CODES["assistant"], dtype=prompt.roles.dtype)]
-        ),
-        sampled=torch.cat([torch.zeros_like(prompt.sampled), trajectory.sampled]),
-        token_types=torch.cat([prompt.token_types, torch.zeros(size, dtype=prompt.token_types.dtype)]),
-        media=prompt.media,
-    )
 
 
 def _check_first(row: Rendered) -> None:

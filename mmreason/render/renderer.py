@@ -131,14 +131,7 @@ class Renderer:
                 f"row {rendered.sample_id}: the completion holds media placeholders {sorted(set(banned))}, for which "
                 "there are no features; ban placeholder_ids in sampling"
             )
-        roles = torch.full_like(more, ROLE_CODES["assistant"], dtype=torch.int8)
-        return replace(
-            rendered,
-            ids=torch.cat([rendered.ids, more]),
-            roles=torch.cat([rendered.roles, roles]),
-            sampled=torch.cat([rendered.sampled, written]),
-            token_types=torch.cat([rendered.token_types, torch.zeros_like(more)]),
-        )
+        return with_completion(rendered, more, written)
 
     def decode(self, ids: torch.Tensor | Sequence[int]) -> str:
         """Ids -> text, special tokens included: what the model wrote is what a reward reads."""
@@ -338,3 +331,18 @@ class Renderer:
 def _fail(sample: Sample, piece: _Piece, why: str, cause: BaseException | None = None) -> NoReturn:
     names = ", ".join(m.name for m in piece.media)
     raise RenderError(f"row {sample.id}: {names}: {why}") from cause
+
+
+def with_completion(prompt: Rendered, ids: torch.Tensor, sampled: torch.Tensor) -> Rendered:
+    """The prompt, in which nothing is sampled, with a completion behind it that keeps the mask it was born with.
+
+    Example: a prompt of 3 tokens and ids [8, 2], sampled [1, 1] give 5 tokens with sampled [0, 0, 0, 1, 1].
+    """
+    roles = torch.full_like(ids, ROLE_CODES["assistant"], dtype=torch.int8)
+    return replace(
+        prompt,
+        ids=torch.cat([prompt.ids, ids]),
+        roles=torch.cat([prompt.roles, roles]),
+        sampled=torch.cat([torch.zeros_like(prompt.sampled), sampled]),
+        token_types=torch.cat([prompt.token_types, torch.zeros_like(ids)]),
+    )
