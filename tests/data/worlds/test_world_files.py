@@ -94,7 +94,7 @@ def test_difficulty_and_kinds_are_kept(tmp_path: Path) -> None:
     )
     rows = _rows(path)
     assert all(0.3 <= r["difficulty"] <= 0.6 for r in rows)
-    primitive = {"caption", "row", "cell", "find", "count", "colour", "shape", "where"}
+    primitive = {"caption", "list", "row", "cell", "find", "count", "colour", "shape", "where"}
     assert {r["kind"] for r in rows} == {"sum", *primitive}
 
 

@@ -84,7 +84,7 @@ def _ask(
                 d.text,
                 d.problem_type,
                 d.answers,
-                look_first(d.thought, scene),
+                thought,
                 difficulty,
                 d.options,
                 evidence,
