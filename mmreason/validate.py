@@ -224,7 +224,7 @@ def _complaint(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> str | Non
 
 
 def _load(recipe: Recipe, sources: dict[str, list[Sample]]) -> Loaded:
-    return load_model(recipe.model, texts=lambda: training_texts(sources), seed=recipe.seed)
+    return load_model(recipe.model, texts=lambda: training_texts(recipe, sources), seed=recipe.seed)
 
 
 # --- rewards

@@ -41,7 +41,10 @@ def export(checkpoint: Path, out: Path) -> Path:
             )
         sources = load_sources(recipe, run_dir, make_backend("plain"))
         loaded = load_model(
-            recipe.model, texts=lambda: training_texts(sources), seed=recipe.seed, checkpoint=checkpoint
+            recipe.model,
+            texts=lambda: training_texts(recipe, sources),
+            seed=recipe.seed,
+            checkpoint=checkpoint,
         )
     else:
         loaded = load_model(_whole(checkpoint, recipe), texts=lambda: (), seed=0)

@@ -78,6 +78,8 @@ def _decode_rows(
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
+            "min_p": 0.0,
+            "typical_p": 1.0,
         }
     out = model.generate(
         input_ids=ids.to(device),
@@ -87,6 +89,9 @@ def _decode_rows(
         eos_token_id=list(renderer.eos_ids),
         pad_token_id=renderer.pad_id,
         suppress_tokens=list(renderer.placeholder_ids),
+        # A checkpoint's generation_config may bend the distribution; training scores the one that is sampled from.
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         **sampling,
     )
     completions = out[:, ids.shape[1] :].cpu()

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,10 +82,16 @@ def save_checkpoint(
 
 def _prune(newest: Path, keep: int) -> None:
     """Keep `newest` and the `keep` - 1 before it. One with a higher number was damaged and passed over on resume."""
-    folders = sorted(newest.parent.glob("checkpoint-*"), key=number)
+    folders = checkpoints(newest.parent)
     place = folders.index(newest) + 1
     for old in [*folders[: max(place - keep, 0)], *folders[place:]]:
         shutil.rmtree(old)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Folders named checkpoint-N, oldest first; any other name is not ours."""
+    found = (path for path in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted(found, key=number)
 
 
 def number(folder: Path) -> int:
@@ -94,7 +101,7 @@ def number(folder: Path) -> int:
 
 def newest_complete(run_dir: Path) -> Path | None:
     """The newest checkpoint whose every file matches its manifest; damaged ones are named in the log."""
-    for folder in sorted(run_dir.glob("checkpoint-*"), key=number, reverse=True):
+    for folder in reversed(checkpoints(run_dir)):
         problem = damage(folder)
         if problem is None:
             return folder

@@ -58,24 +58,53 @@ def evaluate_model(
     Raises:
         ValueError: no readable row, or a model or row that does not fit; the message says what to do.
     """
-    recipe = Recipe.model_validate(
+    names = _names(data)
+    with tempfile.TemporaryDirectory(prefix="mmreason-eval-") as folder:
+        recipe = _eval_recipe(model, names, folder, max_completion_length, batch_size, limit, system_prompt)
+        context = prepare(recipe, Path(folder), None)
+        chosen = limit_evenly({name: context.sources[name] for name in names}, limit)
+        samples = readable(context, chosen)
+        for source, rows in context.quarantine.state_dict()["rows"].items():
+            for row, reason in rows.items():
+                context.console.print(f"not read: {source} {row}: {reason}", markup=False, soft_wrap=True)
+        block = summarise(evaluate(samples, greedy(context), batch_size=batch_size))
+    return block | {"unreadable": len(chosen) - len(samples)}
+
+
+def _names(data: Sequence[str]) -> dict[str, str]:
+    """Source name -> file; files of the same stem are numbered, so that none hides another."""
+    names: dict[str, str] = {}
+    for path in data:
+        stem = Path(path).stem
+        taken = sum(name == stem or name.startswith(f"{stem}-") for name in names)
+        names[f"{stem}-{taken + 1}" if taken else stem] = path
+    return names
+
+
+def _eval_recipe(
+    model: str,
+    names: dict[str, str],
+    folder: str,
+    max_completion_length: int,
+    batch_size: int,
+    limit: int | None,
+    system_prompt: str | None,
+) -> Recipe:
+    return Recipe.model_validate(
         {
-            "output_dir": tempfile.mkdtemp(prefix="mmreason-eval-"),
+            "output_dir": folder,
             "system_prompt": system_prompt,
             "model": {"model_name_or_path": model},
-            "data": {Path(path).stem: {"path": path} for path in data},
+            "data": {name: {"path": path} for name, path in names.items()},
             "stages": [{"type": "sft", "name": "none", "data": []}],
             "eval": {
-                "data": [Path(path).stem for path in data],
+                "data": list(names),
                 "max_completion_length": max_completion_length,
                 "batch_size": batch_size,
                 "limit": limit,
             },
         }
     )
-    context = prepare(recipe, Path(recipe.output_dir), None)
-    samples = readable(context, limit_evenly({n: context.sources[n] for n in recipe.eval.data}, limit))
-    return summarise(evaluate(samples, greedy(context), batch_size=batch_size))
 
 
 def readable(context: Context, samples: Sequence[Sample]) -> list[Sample]:

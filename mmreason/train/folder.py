@@ -14,7 +14,7 @@ import yaml
 
 from mmreason.evaluate import read_eval, write_json
 from mmreason.model.save import save_model, write_probe
-from mmreason.recipe import dump_recipe
+from mmreason.recipe import dump_recipe, load_recipe
 from mmreason.schema import Recipe
 from mmreason.train.context import Context
 from mmreason.types import Rendered
@@ -26,7 +26,8 @@ FREE_KEYS = (
     "resume_from_checkpoint",
     "save_steps",
     "logging_steps",
-    "num_threads",
+    "max_bad_fraction",
+    "on_bad_media",
     "output_dir",  # the folder was moved, or is spelt in another way
 )
 _PACKAGES = (
@@ -57,7 +58,9 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
             raise ValueError(
                 f"{run_dir} holds a run and resume_from_checkpoint is false; take another output_dir or remove it"
             )
-        before = yaml.safe_load(stored.read_text())
+        before = yaml.safe_load(
+            dump_recipe(load_recipe(stored))
+        )  # keys that are newer than the run have defaults
         changed = differences(before, yaml.safe_load(dump_recipe(recipe)))
         if changed and any(run_dir.glob("checkpoint-*")):
             raise ValueError(

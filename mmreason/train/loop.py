@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmreason.schema import StageConfig
@@ -83,7 +84,7 @@ class _progress:
 
     def __init__(self, context: Context, stage: StageConfig) -> None:
         self.bar = Progress(
-            TextColumn(f"[bold]{stage.name}"),
+            TextColumn(f"[bold]{escape(stage.name)}"),
             BarColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -85,10 +85,11 @@ def load_sources(recipe: Recipe, run_dir: Path, backend: Backend) -> dict[str, l
     return sources
 
 
-def training_texts(sources: dict[str, list[Sample]]) -> Iterable[str]:
-    """What an in-process tokenizer is trained on: questions, rationales, answers."""
-    for rows in sources.values():
-        for sample in rows:
+def training_texts(recipe: Recipe, sources: dict[str, list[Sample]]) -> Iterable[str]:
+    """What an in-process tokenizer is trained on: questions, rationales, answers of the stages' sources."""
+    used = {name for stage in recipe.stages for name in stage.sources()}
+    for name in sorted(used & sources.keys()):
+        for sample in sources[name]:
             for message in sample.messages:
                 yield from (part.text for part in message.parts if part.text)
             yield from sample.rationale.values()
@@ -131,5 +132,5 @@ def seed_everything(seed: int) -> None:
 
 def _load(recipe: Recipe, sources: dict[str, list[Sample]], checkpoint: Path | None) -> Loaded:
     return load_model(
-        recipe.model, texts=lambda: training_texts(sources), seed=recipe.seed, checkpoint=checkpoint
+        recipe.model, texts=lambda: training_texts(recipe, sources), seed=recipe.seed, checkpoint=checkpoint
     )

@@ -145,6 +145,7 @@ def micro_loss(
         "ce_tokens": float((active & (ce > 0)).sum()),
         "entropy": float((entropy.detach() * active).sum()),
         "kl": kl_sum,
+        "kl_tokens": float((active & (kl > 0)).sum()),
         "token_weight": weight_sum,
         "input_tokens": float(batch.attention_mask.sum()),
         "rows": float(batch.ids.shape[0]),
@@ -243,7 +244,8 @@ def _metrics(total: dict[str, float], denominator: float) -> dict[str, float]:
     if total["ce_tokens"]:
         out["nll"] = total["nll"] / total["ce_tokens"]
     else:
-        out["kl"] = total["kl"] / tokens
+        if total["kl_tokens"]:
+            out["kl"] = total["kl"] / total["kl_tokens"]
         out |= {name: value / tokens for name, value in total.items() if name.startswith("clip_ratio/")}
         if total["token_weight"]:
             out["token_weight/mean"] = total["token_weight"] / tokens

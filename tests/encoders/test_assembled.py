@@ -236,7 +236,5 @@ def test_a_merging_model_has_fewer_tokens_a_picture_and_refuses_a_side_that_does
     assert loaded.model.config.image_tokens == loaded.processor.image_tokens == 4  # of 4 x 4 patches
     features = loaded.model.get_image_features(torch.zeros(1, 3, 32, 32))
     assert features.shape[:2] == (1, 4)
-    with pytest.raises(
-        ValueError, match=r"spatial_merge is 3; the tower has 4 x 4 patches, .*\[1, 2, 4\]"
-    ):
+    with pytest.raises(ValueError, match=r"spatial_merge is 3; the tower has 4 x 4 patches, .*\[1, 2, 4\]"):
         build(vision={**SIGLIP, "patch_size": 8}, spatial_merge=3)
