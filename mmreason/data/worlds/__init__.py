@@ -113,7 +113,7 @@ class _Shards:
 
 def _rows_of(item: SceneItem, shards: _Shards, settings: WorldSettings) -> list[dict[str, Any]]:
     refs = [shards.add(kind, extension, content) for kind, extension, content in item.media]
-    return [build_row(q, i, item.scene, refs, settings) for i, q in enumerate(item.questions)]
+    return [build_row(q, i, item, refs, settings) for i, q in enumerate(item.questions)]
 
 
 def _write(folder: Path, settings: WorldSettings) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,26 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Target:
+    """Dense truth about one medium, for perception pretasks: a word for every bin of time and cell of space.
+
+    `labels` index `words`; flat, time first, then rows, then columns. Word 0 says that nothing is there, -100 is
+    "do not ask".
+
+    Example: `Target(0, "image/colour", ("empty", "red", "blue"), (1, 2, 2), (0, 2, 0, 1))`: a still of 2 x 2 cells.
+    """
+
+    medium: int  # index among the scene's media
+    name: str
+    words: tuple[str, ...]
+    grid: tuple[int, int, int]  # bins of time, rows, columns
+    labels: tuple[int, ...]
+    seconds: float = 0.0  # what the bins of time span; 0: a still
+
+
+@dataclass(frozen=True)
 class SceneItem:
-    """One scene: its files and its questions.
+    """One scene: its files, its questions, and the dense truth that its first row carries.
 
     Example: `SceneItem("train-0-5fe1-000012", (("image", "png", data),), questions)`.
     """
@@ -86,6 +104,7 @@ class SceneItem:
     scene: str
     media: tuple[tuple[MediaKind, str, bytes], ...]  # kind, file extension, content
     questions: tuple[Question, ...]
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,9 +155,14 @@ def rationale_bodies(question: Question, solution: str) -> dict[str, str]:
 
 
 def build_row(
-    question: Question, number: int, scene: str, refs: list[dict[str, str]], settings: WorldSettings
+    question: Question,
+    number: int,
+    item: SceneItem,
+    refs: list[dict[str, str]],
+    settings: WorldSettings,
 ) -> dict[str, Any]:
     """One line of `rows.jsonl`; `refs` are the typed media parts, shown before the question."""
+    scene = item.scene
     row_id = f"{settings.world}-{scene}-{number}"
     hint, solution = styled_options(question, settings.options)
     content = [*refs, {"type": "text", "text": question.text + hint}]
@@ -156,4 +180,6 @@ def build_row(
     }
     if settings.rationale:
         row["rationale"] = rationale_bodies(question, solution)
+    if number == 0 and item.targets:
+        row["targets"] = [asdict(target) for target in item.targets]
     return row

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from mmreason.data.worlds.image import targets_of
 from mmreason.data.worlds.image.draw import CELL, PIXELS, RGB, draw_png, evidence_of, lay_out
 from mmreason.data.worlds.image.scenes import (
     COLOURS,
@@ -83,3 +84,15 @@ def test_a_fifth_of_all_scenes_is_held_out() -> None:
     rng = np.random.default_rng(2)
     held = sum(split_of(draw_scene(4, rng)) == "test" for _ in range(2000))
     assert 320 < held < 480
+
+
+def test_targets_name_every_cell_by_colour_and_shape() -> None:
+    colour, shape = targets_of(Scene((Thing(1, 2, "red", "star"), Thing(4, 4, "yellow", "circle"))))
+    assert (colour.grid, shape.grid) == ((1, 4, 4), (1, 4, 4))
+    said = [
+        (i, colour.words[c], shape.words[s])
+        for i, (c, s) in enumerate(zip(colour.labels, shape.labels, strict=True))
+        if c
+    ]
+    assert said == [(1, "red", "star"), (15, "yellow", "circle")]
+    assert [i for i, s in enumerate(shape.labels) if s] == [1, 15]

@@ -7,6 +7,8 @@ import pytest
 
 from mmreason.data.worlds.rows import (
     Question,
+    SceneItem,
+    Target,
     Thought,
     WorldSettings,
     build_row,
@@ -73,7 +75,7 @@ def test_a_thought_with_a_summary_keeps_it() -> None:
 def test_row_shows_media_first_and_carries_every_documented_key() -> None:
     settings = WorldSettings("image", 1, 10, 0, "train")
     refs = [{"type": "image", "image": "images-000.zip#000000.png"}]
-    row = build_row(TWICE, 2, "train-0-5fe1-000007", refs, settings)
+    row = build_row(TWICE, 2, SceneItem("train-0-5fe1-000007", (), ()), refs, settings)
     text = "which colours are there at least twice? options: green, red, blue, yellow"
     assert row.pop("rationale").keys() == {"structured", "free"}
     assert row == {
@@ -90,9 +92,26 @@ def test_row_shows_media_first_and_carries_every_documented_key() -> None:
     }
 
 
+def test_the_first_row_of_a_scene_carries_its_dense_truth() -> None:
+    settings = WorldSettings("image", 1, 10, 0, "train")
+    item = SceneItem("s", (), (), (Target(0, "image/colour", ("empty", "red"), (1, 1, 2), (0, 1)),))
+    first, second = (build_row(COUNT, number, item, [], settings) for number in (0, 1))
+    assert first["targets"] == [
+        {
+            "medium": 0,
+            "name": "image/colour",
+            "words": ("empty", "red"),
+            "grid": (1, 1, 2),
+            "labels": (0, 1),
+            "seconds": 0.0,
+        }
+    ]
+    assert "targets" not in second
+
+
 def test_rows_without_rationale_leave_the_key_out() -> None:
     settings = WorldSettings("image", 1, 10, 0, "train", rationale=False)
-    assert "rationale" not in build_row(COUNT, 0, "s", [], settings)
+    assert "rationale" not in build_row(COUNT, 0, SceneItem("s", (), ()), [], settings)
 
 
 def test_generators_depend_on_their_whole_key() -> None:

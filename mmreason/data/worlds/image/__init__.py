@@ -11,10 +11,11 @@ import numpy as np
 from mmreason.data.worlds.balance import Balance, Candidate, pilot_keys
 from mmreason.data.worlds.image import compositional, primitives
 from mmreason.data.worlds.image.draw import draw_png, evidence_of, lay_out
-from mmreason.data.worlds.image.scenes import MOST_THINGS, Scene, draw_split_scene
+from mmreason.data.worlds.image.scenes import COLOURS, MOST_THINGS, SHAPES, SIDE, Scene, draw_split_scene
 from mmreason.data.worlds.image.words import Kind, listed
-from mmreason.data.worlds.rows import Question, SceneItem, Thought, World, WorldSettings, generator
+from mmreason.data.worlds.rows import Question, SceneItem, Target, Thought, World, WorldSettings, generator
 
+EMPTY = primitives.EMPTY
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (*primitives.KINDS, *compositional.KINDS)}
 GROUPS = {
     "primitive": tuple(kind.name for kind in primitives.KINDS),
@@ -91,7 +92,20 @@ def _ask(
             )
         )
     png = draw_png(scene, layout, rng)
-    return SceneItem(f"{settings.stream}-{index:06d}", (("image", "png", png),), tuple(questions))
+    name = f"{settings.stream}-{index:06d}"
+    return SceneItem(name, (("image", "png", png),), tuple(questions), targets_of(scene))
+
+
+def targets_of(scene: Scene) -> tuple[Target, ...]:
+    """What each cell holds, by colour and by shape; 0 is an empty cell."""
+    cells = [scene.by_cell.get((r, c)) for r in range(1, SIDE + 1) for c in range(1, SIDE + 1)]
+    colours = tuple(COLOURS.index(t.colour) + 1 if t else 0 for t in cells)
+    shapes = tuple(SHAPES.index(t.shape) + 1 if t else 0 for t in cells)
+    grid = (1, SIDE, SIDE)
+    return (
+        Target(0, "image/colour", (EMPTY, *COLOURS), grid, colours),
+        Target(0, "image/shape", (EMPTY, *SHAPES), grid, shapes),
+    )
 
 
 def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
@@ -119,4 +133,4 @@ def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
     raise ValueError(f"world image: {impossible}")
 
 
-WORLD = World("image", 3, tuple(KINDS), GROUPS, scenes)
+WORLD = World("image", 4, tuple(KINDS), GROUPS, scenes)
