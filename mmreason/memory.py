@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mmreason.model.load import Loaded
-from mmreason.schema import GRPOStage, Recipe, SFTStage
+from mmreason.schema import GRPOStage, Recipe, StageConfig
 
 ACTIVATION_VALUES = (
     17  # kept values a token, layer and hidden unit (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2)
@@ -53,7 +53,7 @@ class Memory:
 
 
 def estimate(
-    loaded: Loaded, recipe: Recipe, stage: SFTStage | GRPOStage, prompt: int, written: int
+    loaded: Loaded, recipe: Recipe, stage: StageConfig, prompt: int, written: int
 ) -> Memory:
     """The estimate for one stage of the recipe on the loaded model, whose frozen parts are frozen already.
 
@@ -75,7 +75,7 @@ def estimate(
     )
 
 
-def _activations(config: Any, recipe: Recipe, stage: SFTStage | GRPOStage, longest: int) -> int:
+def _activations(config: Any, recipe: Recipe, stage: StageConfig, longest: int) -> int:
     """Of the largest micro-batch through the LLM, and its logits; the encoders' own are left out."""
     rows = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
     tokens = max(longest, min(stage.max_tokens_per_micro_batch, rows * longest))

@@ -58,7 +58,7 @@ class ModelConfig(Closed):
     chat_template: str | None = None  # a jinja file that replaces the tokenizer's own
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    fps: float = 2.0
+    fps: float = Field(2.0, gt=0)  # frames kept of a second of video
     max_frames: PositiveInt = 16
     freeze_vision_tower: bool = False
     freeze_audio_tower: bool = False
@@ -170,6 +170,7 @@ class StageConfig(Closed):
     save_steps: PositiveInt = 50
     logging_steps: PositiveInt = 1
     evaluate: bool = True
+    freeze: list[Literal["vision", "audio", "projector", "llm"]] = []  # beside what `model` freezes
 
     def sources(self) -> list[str]:
         """Names of every source the stage reads."""
@@ -208,6 +209,13 @@ class SFTStage(StageConfig):
         if self.time_of is not None and self.max_steps is not None:
             raise ValueError("give one of max_steps and time_of; both say how long the stage is")
         return self
+
+
+class PretaskStage(StageConfig):
+    """Perception pretask of an assembled model: features learn the words of the dense truth in rows' `targets`."""
+
+    type: Literal["pretask"]
+    evaluate: bool = False
 
 
 class GRPOStage(StageConfig):
@@ -264,8 +272,8 @@ def undivided(stage: Mapping[str, Any]) -> str | None:
     )
 
 
-STAGES: dict[str, type[StageConfig]] = {"sft": SFTStage, "grpo": GRPOStage}
-Stage = Annotated[SFTStage | GRPOStage, Field(discriminator="type")]
+STAGES: dict[str, type[StageConfig]] = {"sft": SFTStage, "pretask": PretaskStage, "grpo": GRPOStage}
+Stage = Annotated[SFTStage | PretaskStage | GRPOStage, Field(discriminator="type")]
 
 
 class Recipe(Closed):
@@ -287,6 +295,8 @@ class Recipe(Closed):
     on_bad_media: Literal["quarantine", "stop"] = "quarantine"
     max_bad_fraction: Fraction = 0.1  # quarantined share of a source above which the run stops
     max_image_pixels: PositiveInt = 16_777_216  # refused from the header, before decoding
+    max_video_pixels: PositiveInt = 134_217_728  # likewise: frames that are kept x width x height
+    max_media_seconds: float = Field(600.0, gt=0)  # likewise: a longer video or sound
     plugins: list[str] = ["mmreason_encoders", "mmreason_tools"]
 
     @model_validator(mode="after")

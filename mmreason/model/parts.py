@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -24,16 +25,19 @@ def frozen_parts(cfg: ModelConfig) -> set[str]:
     return {part for part, frozen in flags.items() if frozen}
 
 
-def freeze(model: nn.Module, family: Family, cfg: ModelConfig) -> None:
-    """Set requires_grad of every parameter by its part.
+def freeze(model: nn.Module, family: Family, cfg: ModelConfig, more: Collection[str] = ()) -> None:
+    """Set requires_grad of every parameter by its part; `more` parts are frozen beside those of the recipe's model.
+
+    Under PEFT only adapters and whole-trained copies learn, and only those of parts that are not frozen.
 
     Raises:
         ValueError: nothing would be left to train.
     """
-    frozen = frozen_parts(cfg)
+    frozen = frozen_parts(cfg) | set(more)
     learning = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(family.part_of(name) not in frozen)
+        adapts = not isinstance(model, PeftModel) or "lora_" in name or ".modules_to_save." in name
+        parameter.requires_grad_(adapts and family.part_of(plain_name(name)) not in frozen)
         learning += parameter.requires_grad
     if not learning:
         raise ValueError(f"every part of the model is frozen ({sorted(frozen)}); leave at least one to train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from mmreason.schema import Recipe
 from mmreason.train.distributed import Backend
 from mmreason.train.feed import Feed
 from mmreason.train.metrics import Metrics
-from mmreason.train.step import Objective
+from mmreason.train.step import Objective, Trainer
 from mmreason.types import Sample, TrainingSample
 
 
@@ -42,12 +43,16 @@ class Context:
 class Batch:
     """What a method hands the step: this rank's rows, how to read them, and its own metrics.
 
+    A method whose loss is no stream of tokens brings its own step in `learn` ((trainer, progress) -> metrics), and
+    no rows.
+
     Example: `Batch(rows=[...], objective=Objective(), metrics={"reward": 0.4})`.
     """
 
     rows: list[TrainingSample]
     objective: Objective
     metrics: dict[str, float]
+    learn: Callable[[Trainer, float], dict[str, float]] | None = None
 
 
 class Method(Protocol):

@@ -60,15 +60,19 @@ def run_stage(
             batch = method.collect(progress, first_global + step + 1)
             collected = time.perf_counter() - step_began
             metrics = dict(batch.metrics)
-            if context.backend.max(len(batch.rows)):
+            if batch.learn is not None:
+                metrics |= batch.learn(trainer, progress)
+            elif context.backend.max(len(batch.rows)):
                 metrics |= train_step(trainer, batch.rows, batch.objective, progress)
             metrics |= {"time/collect": collected, "time/total": time.perf_counter() - step_began}
             step += 1
-            elapsed = before + time.perf_counter() - began
+            spent = context.backend.sum(time.perf_counter() - began) / context.backend.world_size
+            elapsed = before + spent  # of all ranks: they must agree on when a stage is over
             if context.backend.is_main and (step % stage.logging_steps == 0 or step == 1):
                 context.metrics.write(first_global + step, stage.name, metrics)
             bar.update(task, completed=budget.progress(step, elapsed), note=_note(metrics))
-            context.quarantine.check()
+            context.quarantine.share(context.backend.gather)
+            context.quarantine.check()  # by every rank at once: all of them know all rows
             if step % stage.save_steps == 0 and not budget.done(step, elapsed):
                 save(step, elapsed)
     return step, elapsed

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmreason.model.load import gradient_checkpointing
-from mmreason.model.parts import parameter_groups
+from mmreason.model.parts import freeze, parameter_groups
 from mmreason.model.save import save_model
-from mmreason.schema import GRPOStage, Recipe, SFTStage, Stage
+from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, Stage
 from mmreason.train import folder
 from mmreason.train.checkpoint import load_optimizer, load_state, newest_complete, save_checkpoint
 from mmreason.train.context import Context, Method
@@ -23,6 +23,7 @@ from mmreason.train.grpo import GRPO
 from mmreason.train.loop import Budget, run_stage
 from mmreason.train.optim import make_optimizer, make_schedule
 from mmreason.train.prepare import load_initial, load_weights, prepare
+from mmreason.train.pretask import Pretask
 from mmreason.train.sft import SFT
 from mmreason.train.step import Trainer
 
@@ -155,6 +156,9 @@ def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:
             return other.requires_grad_(False).eval()
 
         return Budget(steps=steps), GRPO(context, stage, steps, reference)
+    if isinstance(stage, PretaskStage):
+        steps = stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, rows)
+        return Budget(steps=steps), Pretask(context, stage)
     assert isinstance(stage, SFTStage)
     if stage.time_of is not None:
         return Budget(seconds=context.seconds[stage.time_of]), SFT(context, stage)
@@ -170,6 +174,7 @@ def _epoch_steps(epochs: float | None, pool: int, rows: int) -> int:
 
 def _trainer(context: Context, stage: Stage) -> Trainer:
     gradient_checkpointing(context.model, stage.gradient_checkpointing)
+    freeze(context.model, context.family, context.recipe.model, stage.freeze)
     groups = parameter_groups(
         context.model, context.family, context.recipe.model, stage.learning_rate, stage.weight_decay
     )

@@ -86,7 +86,18 @@ def train_step(
         backend.backward(loss_sum / denominator)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value
-    # --- clip and update
+    updated = update(trainer, progress)
+    # --- metrics
+    total = {name: backend.sum(value) for name, value in sorted(sums.items())}
+    return _metrics(total, denominator) | updated | {"time/step": time.perf_counter() - started}
+
+
+def update(trainer: Trainer, progress: float) -> dict[str, float]:
+    """Clip the gradients that have been accumulated, update, forget them; a gradient that is not finite is skipped.
+
+    Raises:
+        FloatingPointError: after MAX_SKIPPED_STEPS steps in a row with a non-finite gradient.
+    """
     factor = trainer.schedule(progress)
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
@@ -102,13 +113,10 @@ def train_step(
             f"the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row; lower learning_rate or look at the "
             "rows of these steps; the last checkpoint is from before"
         )
-    # --- metrics
-    total = {name: backend.sum(value) for name, value in sorted(sums.items())}
-    return _metrics(total, denominator) | {
+    return {
         "grad_norm": grad_norm,
         "learning_rate": max(group["lr"] for group in trainer.optimizer.param_groups),
         "skipped_steps": 0.0 if finite else 1.0,
-        "time/step": time.perf_counter() - started,
     }
 
 
