@@ -7,8 +7,9 @@ import io
 import numpy as np
 from PIL import Image
 
+from mmreason.data.worlds.drawing import RGB
 from mmreason.data.worlds.image import targets_of
-from mmreason.data.worlds.image.draw import CELL, PIXELS, RGB, draw_png, evidence_of, lay_out
+from mmreason.data.worlds.image.draw import CELL, PIXELS, draw_png, evidence_of, lay_out
 from mmreason.data.worlds.image.scenes import (
     COLOURS,
     SHAPES,

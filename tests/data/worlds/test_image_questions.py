@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mmreason.data.worlds import make_world
-from mmreason.data.worlds.image import GROUPS, KINDS, difficulty_of
+from mmreason.data.worlds.asking import Draft
+from mmreason.data.worlds.image import ASKER, GROUPS, KINDS
 from mmreason.data.worlds.image.scenes import Scene, Thing
-from mmreason.data.worlds.image.words import Draft
 
 #   .            red star     .             red star
 #   blue circle  .            green square  .
@@ -95,11 +95,9 @@ def test_twice_lists_all_that_apply_in_the_order_shown() -> None:
 
 
 def test_difficulty_grows_with_things_and_with_the_kind() -> None:
-    assert difficulty_of(1, KINDS["cell"]) == 0
-    assert difficulty_of(8, KINDS["twice"]) == pytest.approx(1)
-    assert (
-        difficulty_of(4, KINDS["count"]) < difficulty_of(5, KINDS["count"]) < difficulty_of(5, KINDS["sum"])
-    )
+    assert ASKER.difficulty(1, "cell") == 0
+    assert ASKER.difficulty(8, "twice") == pytest.approx(1)
+    assert ASKER.difficulty(4, "count") < ASKER.difficulty(5, "count") < ASKER.difficulty(5, "sum")
 
 
 # An oracle that knows only the words of a question and a grid of names. It shares no code with the world.

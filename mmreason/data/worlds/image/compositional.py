@@ -7,6 +7,7 @@ from math import comb
 
 import numpy as np
 
+from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image.scenes import (
     COLOUR_TERMS,
@@ -17,7 +18,7 @@ from mmreason.data.worlds.image.scenes import (
     Term,
     Thing,
 )
-from mmreason.data.worlds.image.words import Draft, Kind, counted, pick, plural, seen, short, shuffled
+from mmreason.data.worlds.image.words import counted, plural, seen, short
 from mmreason.data.worlds.rows import Thought
 
 Rng = np.random.Generator
@@ -61,7 +62,7 @@ def sum_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     text = pick(
         (f"how many {plural(a)} and {plural(b)} in all?", f"add the {plural(a)} and the {plural(b)}."), rng
     )
-    return Draft(text, "numeric", (str(n + m),), thought, things=scene.find(a) + scene.find(b))
+    return Draft(text, "numeric", (str(n + m),), thought, marks=scene.find(a) + scene.find(b))
 
 
 def difference_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -86,7 +87,7 @@ def difference_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     text = pick(
         (f"how many more {plural(a)} than {plural(b)}?", f"take the {plural(b)} from the {plural(a)}."), rng
     )
-    return Draft(text, "numeric", (str(n - m),), thought, things=scene.find(a) + scene.find(b))
+    return Draft(text, "numeric", (str(n - m),), thought, marks=scene.find(a) + scene.find(b))
 
 
 def more_offers(scene: Scene, rng: Rng) -> list[Candidate]:

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image.scenes import COLOUR_TERMS, COLOURS, SHAPE_TERMS, SHAPES, SIDE, TERMS, Scene
-from mmreason.data.worlds.image.words import (
-    Draft,
-    Kind,
-    cells,
-    listed,
-    pick,
-    plural,
-    seen,
-    short,
-    shuffled,
-    singular,
-)
+from mmreason.data.worlds.image.words import cells, listed, plural, seen, short, singular
 from mmreason.data.worlds.rows import Thought
 
 Rng = np.random.Generator
@@ -45,7 +35,7 @@ def caption_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     thought = Thought("read row by row", f"rows hold {counts}", total, f"rows hold {counts}", summary=total)
     answer = " ".join(f"row {row} {_line(scene, row)}" for row in range(1, SIDE + 1))
     text = pick(("describe the picture.", "name every cell."), rng)
-    return Draft(text, "text", (answer,), thought, things=scene.things)
+    return Draft(text, "text", (answer,), thought, marks=scene.things)
 
 
 def list_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -58,7 +48,7 @@ def list_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     total = f"{len(scene.things)} in all"
     thought = Thought("read row by row", total, total, total, summary=total)
     text = pick(("list the things.", "what do you see?"), rng)
-    return Draft(text, "text", (listed(scene),), thought, things=scene.things)
+    return Draft(text, "text", (listed(scene),), thought, marks=scene.things)
 
 
 def row_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -74,7 +64,7 @@ def row_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     found = ", ".join(f"{t.cell} {t.name}" for t in things)
     thought = Thought(f"read row {row}", found, f"{len(things)} in row {row}", f"row {row} holds {found}")
     text = pick((f"what is in row {row}?", f"read row {row}."), rng)
-    return Draft(text, "text", (_line(scene, row),), thought, things=things)
+    return Draft(text, "text", (_line(scene, row),), thought, marks=things)
 
 
 def cell_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -97,7 +87,7 @@ def cell_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
         f"look at {row}{column}", f"{row}{column} {name}", f"it is {name}", f"{row}{column} is {name}"
     )
     text = pick((f"what is at {place}?", f"name what {place} holds."), rng)
-    return Draft(text, "text", (name,), thought, things=(thing,) if thing else ())
+    return Draft(text, "text", (name,), thought, marks=(thing,) if thing else ())
 
 
 def count_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -118,7 +108,7 @@ def count_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
         f"count {short(term)}", seen(scene, [term]), up, f"{seen(scene, [term])}, so {len(things)}"
     )
     text = pick((f"how many {plural(term)} are there?", f"count the {plural(term)}."), rng)
-    return Draft(text, "numeric", (str(len(things)),), thought, things=things)
+    return Draft(text, "numeric", (str(len(things)),), thought, marks=things)
 
 
 def find_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -140,7 +130,7 @@ def find_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
         f"find {short(term)}", found, f"{len(things)} in all", f"{len(things)} in all: {cells(things)}"
     )
     text = pick((f"find the {plural(term)}.", f"which cells hold {plural(term)}?"), rng)
-    return Draft(text, "text", (cells(things),), thought, things=things)
+    return Draft(text, "text", (cells(things),), thought, marks=things)
 
 
 def colour_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -212,7 +202,7 @@ def where_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
         f"{thing.name} {thing.cell}, so {thing.place}",
     )
     text = pick((f"where is the {singular(term)}?", f"which row and column hold the {singular(term)}?"), rng)
-    return Draft(text, "text", (thing.place,), thought, things=(thing,))
+    return Draft(text, "text", (thing.place,), thought, marks=(thing,))
 
 
 KINDS = (

@@ -1,56 +1,10 @@
-"""How the image world speaks: terms, plurals, cells, and the draft that a question kind fills in."""
+"""How the image world speaks: terms, plurals, cells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
 
-import numpy as np
-
-from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image.scenes import Scene, Term, Thing
-from mmreason.data.worlds.rows import Thought
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A question before its evidence becomes boxes and its difficulty is known.
-
-    Example: `Draft("count the stars.", "numeric", ("2",), thought, things=scene.find((None, "star")))`.
-    """
-
-    text: str
-    problem_type: str
-    answers: tuple[str, ...]
-    thought: Thought
-    options: tuple[str, ...] = ()  # in the order they are shown; the thought goes through them in that order
-    things: tuple[Thing, ...] = ()  # what a person would point at
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of question: what a scene offers of it, and how one offer is asked.
-
-    `weight` 0..1 is how hard the kind is beside the others in a scene of the same size.
-    """
-
-    name: str
-    weight: float
-    offers: Callable[[Scene, np.random.Generator], list[Candidate]]
-    ask: Callable[[Scene, Candidate, np.random.Generator], Draft]
-
-
-def pick(texts: Sequence[str], rng: np.random.Generator) -> str:
-    """One phrasing."""
-    return texts[int(rng.integers(len(texts)))]
-
-
-def shuffled(items: Sequence[Item], rng: np.random.Generator) -> tuple[Item, ...]:
-    """The items in a random order."""
-    return tuple(items[i] for i in rng.permutation(len(items)))
 
 
 def singular(term: Term) -> str:
