@@ -99,6 +99,7 @@ class Sample:
     ] = ()  # {"box": [x0, y0, x1, y1], "label": ...}, {"span": [start, end]}
     difficulty: float | None = None  # 0 easy .. 1 hard
     columns: Mapping[str, Any] = field(default_factory=dict)  # every other column, handed to rewards
+    joined: tuple[str, ...] = ()  # ids of the rows that a conversation was made of; () where it is one row
 
     @property
     def modality(self) -> str:

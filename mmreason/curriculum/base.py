@@ -36,11 +36,11 @@ class Gate(Protocol):
     """Admits groups to training, on accuracy and never on shaped reward."""
 
     def admit(self, group: Group) -> bool:
-        """Whether to train on this group; the answer is counted."""
+        """Whether to train on this group."""
         ...
 
     def observe(self, groups: Sequence[Group]) -> None:
-        """The groups that the step trained on."""
+        """Every group that was rolled out, on all ranks; they are counted here, so that all ranks count the same."""
         ...
 
     def metrics(self) -> dict[str, float]:

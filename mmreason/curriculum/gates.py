@@ -23,12 +23,12 @@ class OpenGate:
         return "admitted"
 
     def admit(self, group: Group) -> bool:
-        verdict = self.judge(group)
-        self.counts[verdict] += 1
-        return not verdict.startswith("dropped")
+        return not self.judge(group).startswith("dropped")
 
     def observe(self, groups: Sequence[Group]) -> None:
-        """The thresholds are fixed; results do not move them."""
+        """Count what became of every rank's groups; the thresholds are fixed, results do not move them."""
+        for group in groups:
+            self.counts[self.judge(group)] += 1
 
     def metrics(self) -> dict[str, float]:
         dropped = self.counts["dropped_easy"] + self.counts["dropped_hard"]

@@ -1,10 +1,14 @@
-"""Rows that could not be read: named in `quarantine.jsonl`, counted by source, and bounded."""
+"""Rows that could not be read: named in `quarantine.jsonl`, counted by source, and bounded.
+
+Every process of a run keeps all of them: each adds the rows it met, `share` brings them together, and only one
+process writes the file.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +20,25 @@ class Quarantine:
     """
 
     def __init__(
-        self, path: Path, *, totals: Mapping[str, int] | None = None, max_fraction: float = 1.0
+        self,
+        path: Path,
+        *,
+        totals: Mapping[str, int] | None = None,
+        max_fraction: float = 1.0,
+        writes: bool = True,
     ) -> None:
         self.path = path
+        self.writes = writes  # false in all processes but one
         self.totals = dict(totals or {})
         self.max_fraction = max_fraction
         self._rows: dict[str, dict[str, str]] = {}  # source -> row id -> reason
-        self._written = self._read()
+        self._fresh: list[dict[str, Any]] = []  # lines of the rows that the other processes do not know yet
+        self._written = self._read() if writes else set()
 
     def add(self, sample_id: str, medium: str, reason: str, *, source: str = "") -> None:
         """Name a row that could not be read; a row that is there already is not counted again."""
-        rows = self._rows.setdefault(source, {})
-        if sample_id in rows:
+        if sample_id in self._rows.get(source, {}):
             return
-        rows[sample_id] = reason
-        if (source, sample_id) in self._written:  # by the run that this one goes on from
-            return
-        self._written.add((source, sample_id))
         line = {
             "source": source,
             "id": sample_id,
@@ -40,6 +46,26 @@ class Quarantine:
             "reason": reason,
             "time": round(time.time(), 1),
         }
+        self._fresh.append(line)
+        self._take(line)
+
+    def share(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Count the rows that any process has added since the last call; every process calls this at the same place.
+
+        `gather` returns the given value of every process, in the order of their ranks.
+        """
+        for lines in gather(self._fresh):
+            for line in lines:
+                self._take(line)
+        self._fresh = []
+
+    def _take(self, line: dict[str, Any]) -> None:
+        """Count the row of a line, and write it unless the file names it already (a run that goes on)."""
+        source, sample_id = line["source"], line["id"]
+        self._rows.setdefault(source, {}).setdefault(sample_id, line["reason"])
+        if not self.writes or (source, sample_id) in self._written:
+            return
+        self._written.add((source, sample_id))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

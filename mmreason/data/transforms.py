@@ -83,4 +83,5 @@ def _joined(group: Sequence[Sample]) -> Sample:
     for sample in group[1:]:
         for message in sample.messages:
             messages.append(replace(message, parts=tuple(p for p in message.parts if p.type == "text")))
-    return replace(group[0], id="+".join(sample.id for sample in group), messages=tuple(messages))
+    ids = tuple(sample.id for sample in group)
+    return replace(group[0], id="+".join(ids), messages=tuple(messages), joined=ids)

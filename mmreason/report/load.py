@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,12 @@ class Run:
 
     def rollouts(self, stage: str) -> list[list[dict[str, Any]]]:
         """The logged completions of a stage, one list for each step's file, in order."""
-        return [read_lines(path) for path in sorted((self.folder / "completions").glob(f"{stage}-*.jsonl"))]
+        mine = re.compile(
+            rf"{re.escape(stage)}-(\d{{6,}})\.jsonl"
+        )  # another stage's name may begin with this one's
+        found = ((mine.fullmatch(path.name), path) for path in (self.folder / "completions").glob("*.jsonl"))
+        files = sorted((int(match[1]), path) for match, path in found if match)
+        return [read_lines(path) for _, path in files]
 
 
 def load_run(folder: Path) -> Run:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from mmreason.evaluate import Generate, evaluate, limit_evenly, read_eval, save_stage, summarise
+from mmreason.evaluate import EvalRow, Generate, evaluate, limit_evenly, read_eval, save_stage, summarise
 from mmreason.rollout.generate import SamplingParams, generate
 from mmreason.schema import Recipe
 from mmreason.train.context import Context
@@ -26,15 +26,20 @@ def evaluate_stage(context: Context, name: str) -> None:
         return
     began = time.perf_counter()
     samples = readable(context, limit_evenly({n: context.sources[n] for n in config.data}, config.limit))
+    context.quarantine.share(context.backend.gather)
     mine = shard(samples, context.backend)
+    rows: list[EvalRow] = []
     with Progress(console=context.console, disable=not context.backend.is_main, transient=True) as bar:
         task = bar.add_task(f"evaluate ({name})", total=len(mine))
-        rows = evaluate(
-            mine,
-            greedy(context),
-            batch_size=config.batch_size,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+        if (
+            mine or not samples
+        ):  # fewer rows than ranks leave some ranks without any; no rows at all is an error
+            rows = evaluate(
+                mine,
+                greedy(context),
+                batch_size=config.batch_size,
+                progress=lambda done: bar.update(task, completed=done),
+            )
     everyone = [row for part in context.backend.gather(rows) for row in part]
     if context.backend.is_main:
         order = {(s.source, s.id): i for i, s in enumerate(samples)}

@@ -52,6 +52,7 @@ def assemble(
         run_dir / "quarantine.jsonl",
         totals={name: len(rows) for name, rows in sources.items()},
         max_fraction=recipe.max_bad_fraction,
+        writes=backend.is_main,
     )
     limits = MediaLimits(
         max_image_pixels=recipe.max_image_pixels,

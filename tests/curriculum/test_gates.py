@@ -23,7 +23,9 @@ def balanced(low: float = 0.25, high: float = 0.75) -> GateConfig:
 
 def test_the_band_includes_its_ends():
     gate = make_gate(balanced())
-    assert [gate.admit(of_accuracy(k, 8 - k)) for k in range(9)] == [False] * 2 + [True] * 5 + [False] * 2
+    groups = [of_accuracy(k, 8 - k) for k in range(9)]
+    assert [gate.admit(g) for g in groups] == [False] * 2 + [True] * 5 + [False] * 2
+    gate.observe(groups)
     assert gate.metrics() == {
         "curriculum/admitted": 5,
         "curriculum/dropped_easy": 2,
@@ -47,7 +49,9 @@ def test_shaped_reward_does_not_decide():
 
 def test_an_unverified_group_passes_and_is_counted():
     gate = make_gate(balanced())
-    assert gate.admit(group(sample(None), ["a", "b"]))
+    unknown = group(sample(None), ["a", "b"])
+    assert gate.admit(unknown)
+    gate.observe([unknown])
     assert gate.metrics()["curriculum/unverified"] == 1
 
 
@@ -59,11 +63,22 @@ def test_the_open_gate_admits_all():
 
 def test_counts_survive_a_checkpoint():
     gate = make_gate(balanced())
-    gate.admit(of_accuracy(0, 4))
+    gate.observe([of_accuracy(0, 4)])
     later = make_gate(balanced())
     later.load_state_dict(json.loads(json.dumps(gate.state_dict())))
-    later.admit(of_accuracy(2, 2))
+    later.observe([of_accuracy(2, 2)])
     assert later.metrics()["curriculum/dropped_hard"] == later.metrics()["curriculum/admitted"] == 1
+
+
+def test_every_ranks_groups_are_counted_by_every_rank():
+    """Two ranks judge a group each and observe both: their counts are equal, and those of the whole step."""
+    groups = [of_accuracy(0, 4), of_accuracy(2, 2)]
+    ranks = [make_gate(balanced()) for _ in groups]
+    for gate, mine in zip(ranks, groups, strict=True):
+        gate.admit(mine)
+        gate.observe(groups)
+    assert ranks[0].metrics() == ranks[1].metrics()
+    assert ranks[0].metrics()["curriculum/admit_rate"] == 0.5
 
 
 def test_a_band_that_nothing_can_reach_is_named():

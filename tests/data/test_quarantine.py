@@ -56,3 +56,35 @@ def test_resume_counts_what_the_checkpoint_knew_and_writes_nothing_twice(tmp_pat
     assert [row["id"] for row in lines(path)] == ["a:1", "a:2", "a:3"]
     assert second.counts() == {"a": 3}
     assert second.state_dict() != state
+
+
+def test_processes_count_and_bound_what_all_of_them_met(tmp_path: Path) -> None:
+    """Each of two ranks has lost 1 row of 10, the allowed share; together they have lost 2, and one row twice."""
+    path = tmp_path / "q.jsonl"
+    ranks = [Quarantine(path, totals={"a": 10}, max_fraction=0.1, writes=rank == 0) for rank in range(2)]
+    for rank, quarantine in enumerate(ranks):
+        quarantine.add(f"a:{rank}", "x.png", "torn", source="a")
+        quarantine.add("both", "y.png", "torn", source="b")
+        quarantine.check()
+    fresh = [quarantine._fresh for quarantine in ranks]
+    for quarantine in ranks:
+        quarantine.share(lambda mine: fresh)
+        assert quarantine.counts() == {"a": 2, "b": 1}
+        with pytest.raises(ValueError, match="2 of 10 rows"):
+            quarantine.check()
+        quarantine.share(lambda mine: [mine, []])  # nothing is told twice
+        assert quarantine.counts() == {"a": 2, "b": 1}
+    assert sorted((row["source"], row["id"]) for row in lines(path)) == [
+        ("a", "a:0"),
+        ("a", "a:1"),
+        ("b", "both"),
+    ]
+
+
+def test_only_one_process_touches_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"source": "a", "id": "a:')  # being written by the other process
+    quarantine = Quarantine(path, writes=False)
+    quarantine.add("a:1", "1.png", "torn", source="a")
+    quarantine.share(lambda mine: [mine])
+    assert path.read_text() == '{"source": "a", "id": "a:'

@@ -183,6 +183,17 @@ def test_a_run_that_is_still_running_has_a_report_too(tmp_path):
     assert "Not evaluated" in text and "add eval.data" in text
 
 
+def test_a_stages_rollouts_are_its_own(tmp_path):
+    """Stages `x` and `x-2`, and more steps than the number's usual width."""
+    (tmp_path / "completions").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("")
+    for name in ("x-000002", "x-1000001", "x-2-000001", "x-2-000003"):
+        (tmp_path / "completions" / f"{name}.jsonl").write_text(json.dumps({"file": name}) + "\n")
+    run = load_run(tmp_path)
+    assert [lines[0]["file"] for lines in run.rollouts("x")] == ["x-000002", "x-1000001"]
+    assert [lines[0]["file"] for lines in run.rollouts("x-2")] == ["x-2-000001", "x-2-000003"]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no run directory"):
         write_report(tmp_path)

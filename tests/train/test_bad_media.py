@@ -101,6 +101,19 @@ def test_a_stages_own_bounds_hold(tmp_path: Path) -> None:
     assert all(json.loads(x)["rows"] == 4 for x in lines)
 
 
+def test_a_broken_picture_costs_every_question_of_its_conversation(tmp_path: Path) -> None:
+    """Two questions on one broken picture are two rows of seven, and are counted once each by later stages too."""
+    made = recipe(tmp_path, [4], stages=[SFT | {"questions_per_row": 2}, GRPO], max_bad_fraction=0.29)
+    path = tmp_path / "rows-run" / "rows.jsonl"
+    again = json.loads(path.read_text().splitlines()[4]) | {"id": "row-again"}
+    path.write_text(path.read_text() + json.dumps(again) + "\n")
+    train(made)
+    assert sorted(line["id"] for line in quarantined(tmp_path / "run")) == ["row-4", "row-again"]
+    made = made.model_copy(update={"output_dir": str(tmp_path / "strict"), "max_bad_fraction": 0.2})
+    with pytest.raises(ValueError, match="data.rows: 2 of 7 rows could not be read"):
+        train(made.model_copy(update={"stages": made.stages[:1]}))
+
+
 def test_a_resumed_run_counts_what_was_lost_before(tmp_path: Path) -> None:
     """The same end, and no row named twice."""
     train(recipe(tmp_path, [4], "whole", max_bad_fraction=0.2))

@@ -270,7 +270,8 @@ def test_the_gate_goes_on_counting() -> None:
         for values in ((1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (None, None))
     ]
     assert [one.admit(g) for g in groups] == [True, False, False, True]
+    one.observe(groups)
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     for gate in (one, other):
-        gate.admit(groups[1])
+        gate.observe([groups[1]])
     assert one.metrics() == other.metrics() and one.metrics()["curriculum/dropped_easy"] == 2

@@ -1,0 +1,47 @@
+"""A run in two processes of its own that talk over gloo, as torchrun would start them; one may be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from typing import Any
+
+import torch
+
+import mmreason_encoders  # noqa: F401  registers the architectures, once for all runs
+from mmreason.schema import Recipe
+from mmreason.train import folder, run
+from mmreason.train.distributed import leave
+from tests.train.killed import arm
+
+WORLD = 2
+
+
+def train_in_ranks(tree: dict[str, Any], **where: Any) -> list[int]:
+    """Train the recipe in WORLD processes, rank 0 armed as `killed.arm` says; their exit codes by rank."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [context.Process(target=_rank, args=(rank, port, tree, where)) for rank in range(WORLD)]
+    for process in ranks:
+        process.start()
+    ranks[0].join()
+    ranks[1].join(20 if ranks[0].exitcode == 0 else 5)
+    if ranks[1].exitcode is None:  # it waits for a rank that is dead
+        ranks[1].kill()
+        ranks[1].join()
+    return [process.exitcode for process in ranks]
+
+
+def _rank(rank: int, port: int, tree: dict[str, Any], where: dict[str, Any]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    folder.write_probe = lambda *args: None  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    if rank == 0:
+        arm(**where)
+    run.train(Recipe.model_validate(tree))
+    leave()
