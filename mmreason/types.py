@@ -47,7 +47,10 @@ class DecodedMedium:
     image: Image.Image | None = None
     frames: np.ndarray | None = None  # uint8 [F, H, W, 3]
     timestamps: np.ndarray | None = None  # float64 [F], seconds
-    waveform: np.ndarray | None = None  # float32 [S], mono, -1..1
+    frame_indices: np.ndarray | None = None  # int64 [F], which frames of the file they are
+    video_fps: float | None = None  # of the file
+    total_frames: int | None = None  # of the file
+    waveform: np.ndarray | None = None  # float32 [S], mono, -1..1; of a video on the same clock
     sampling_rate: int | None = None  # Hz
     min_pixels: int | None = (
         None  # the recipe's bounds for processors of free picture size; None: the processor's own

@@ -17,7 +17,7 @@ from rich.console import Group as Lines
 from rich.table import Table
 
 from mmreason.curriculum import gate_problem
-from mmreason.data.media import MediaError, MediaLimits, check, decode
+from mmreason.data.media import MediaError, MediaLimits, check, decode, limits_of
 from mmreason.data.sources import check_rows
 from mmreason.data.transforms import conversations, supervised, target_text
 from mmreason.evaluate.rows import bare_group
@@ -25,7 +25,7 @@ from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded, load_model
 from mmreason.plugins import load_plugins
 from mmreason.recipe import RecipeError, load_recipe, sources_of
-from mmreason.render import Renderer, RenderError
+from mmreason.render import Renderer, RenderError, sampling_rate_of
 from mmreason.rewards import REWARDS, reward_problems, score_group, user_rewards
 from mmreason.schema import GRPOStage, Recipe, SFTStage, SourceConfig, StageConfig
 from mmreason.train.prepare import training_texts
@@ -126,7 +126,7 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
     wrong = settings_problems(recipe)
     report.add(wrong)
     with tempfile.TemporaryDirectory() as folder:
-        limits = MediaLimits(max_image_pixels=recipe.max_image_pixels)
+        limits = limits_of(recipe)
         sources = {n: _read(n, cfg, Path(folder), limits, report) for n, cfg in recipe.data.items()}
         unreadable = {n: _media(n, samples, limits, report) for n, samples in sources.items()}
         for stage in recipe.stages:
@@ -192,11 +192,11 @@ def _read(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits, repor
 def _media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> set[str]:
     """Decode every medium; beyond DECODED_MEDIA read the header only. Returns the ids of rows that cannot be used."""
     problems: dict[str, str] = {}
-    seen: dict[tuple[str, str], str | None] = {}  # several questions may share a picture
+    seen: dict[tuple[str, str, str], str | None] = {}  # several questions may share a medium
     opened = 0
     for sample in samples:
         for ref in sample.media:
-            key = (ref.root, ref.path)
+            key = (ref.kind, ref.root, ref.path)  # a file may be shown and heard
             if ref.content is not None or key not in seen:
                 seen[key] = _complaint(ref, limits, whole=opened < DECODED_MEDIA)
                 opened += 1
@@ -283,11 +283,7 @@ def _render(
     recipe: Recipe, renderer: Renderer, source: str, samples: Sequence[Sample], report: Report
 ) -> None:
     """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
-    limits = MediaLimits(
-        max_image_pixels=recipe.max_image_pixels,
-        min_pixels=recipe.model.min_pixels,
-        max_pixels=recipe.model.max_pixels,
-    )
+    limits = limits_of(recipe, sampling_rate_of(renderer.processor))
     stages = [s for s in recipe.stages if source in s.sources()]
     prompts: list[int] = []
     targets: list[int] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmreason.data.media import MediaLimits, decode
 from mmreason.model.load import load_model
 from mmreason.plugins import load_plugins
-from mmreason.render import Renderer
+from mmreason.render import Renderer, sampling_rate_of
 from mmreason.rollout.generate import SamplingParams, generate
 from mmreason.schema import ModelConfig
 from mmreason.types import MediaKind, MediumRef, Message, Part, Sample
@@ -29,7 +29,8 @@ def answer(
     parts = tuple(Part(ref.kind, medium=i) for i, ref in enumerate(refs))
     turn = Message("user", (*parts, Part("text", text=question)))
     sample = Sample("chat:1", "chat", (turn,), refs)
-    prompt = renderer.prompt(sample, [decode(ref, MediaLimits()) for ref in refs])
+    limits = MediaLimits(sampling_rate=sampling_rate_of(loaded.processor))
+    prompt = renderer.prompt(sample, [decode(ref, limits) for ref in refs])
     params = SamplingParams(max_completion_length, greedy=True)
     (group,) = generate(loaded.model, loaded.family, renderer, [prompt], 1, params)
     return group[0].text

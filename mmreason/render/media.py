@@ -40,6 +40,12 @@ def media_arguments(processor: Any, media: Sequence[DecodedMedium]) -> dict[str,
     return out
 
 
+def sampling_rate_of(processor: Any) -> int:
+    """Hz that a processor wants its sound at; 16000 where it takes none."""
+    extractor = getattr(processor, "feature_extractor", processor)
+    return int(getattr(extractor, "sampling_rate", None) or 16_000)
+
+
 def _qwen_image(image_processor: Any, medium: DecodedMedium) -> Image.Image:
     # imported here: it brings torchvision's video readers, which other models need not wait for
     from qwen_vl_utils import fetch_image

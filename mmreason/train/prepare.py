@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mmreason.data.media import MediaLimits
+from mmreason.data.media import limits_of
 from mmreason.data.quarantine import Quarantine
 from mmreason.data.sources import load_rows
 from mmreason.model.load import Loaded, load_model
 from mmreason.model.save import copy_weights, read_weights
 from mmreason.plugins import load_plugins
-from mmreason.render import Renderer
+from mmreason.render import Renderer, sampling_rate_of
 from mmreason.schema import Recipe, Stage
 from mmreason.train.context import Context
 from mmreason.train.distributed import Backend, make_backend
@@ -54,11 +54,7 @@ def assemble(
         max_fraction=recipe.max_bad_fraction,
         writes=backend.is_main,
     )
-    limits = MediaLimits(
-        max_image_pixels=recipe.max_image_pixels,
-        min_pixels=recipe.model.min_pixels,
-        max_pixels=recipe.model.max_pixels,
-    )
+    limits = limits_of(recipe, sampling_rate_of(loaded.processor))
     return Context(
         recipe=recipe,
         run_dir=run_dir,

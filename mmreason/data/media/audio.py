@@ -1,0 +1,114 @@
+"""Sound: any container, rate and channel count to mono float32 at one rate; the sound track of a video too.
+
+Clipped sound is taken as it is: it is what was recorded, and a model hears loudness all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmreason.data.media.container import opened, origin, survey, within
+from mmreason.data.media.limits import MediaError, MediaLimits, reading
+
+ALLOWED = "whole files with sound that FFmpeg plays"
+KERNEL = 2**24  # most weights of a resampling filter; rates without a common factor need rate x rate of them
+SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+
+
+def check_audio(data: bytes, name: str, limits: MediaLimits) -> None:
+    """Read every packet, decode none; raises as `decode_audio` for what packets tell."""
+    with reading(name, "sound", ALLOWED), opened(data, name, "audio") as (container, stream):
+        survey(container, stream, name, limits)
+        _rate(stream, name, limits)
+
+
+def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
+    """Mono float32 [S] at `limits.sampling_rate`, from the start of the file's clock (silence before a late track).
+
+    Raises:
+        MediaError: no sound track, nothing in it, torn, damaged, too long, or values that are no numbers.
+    """
+    check_audio(data, name, limits)
+    with reading(name, "sound", ALLOWED):
+        wave, rate = _decode(data, name, limits)
+        if not np.isfinite(wave).all():
+            wrong = int((~np.isfinite(wave)).sum())
+            raise MediaError(
+                f"{name}: got {wrong} samples that are NaN or infinite; write it anew or remove its row"
+            )
+        if rate != limits.sampling_rate:
+            wave = _resample(wave, rate, limits.sampling_rate)
+    if not len(wave):
+        raise MediaError(f"{name}: got sound of 0 samples; remove its row")
+    return wave
+
+
+def _decode(data: bytes, name: str, limits: MediaLimits) -> tuple[np.ndarray, int]:
+    """Mono float32 at the file's own rate."""
+    pieces: list[np.ndarray] = []
+    start, end, count = None, 0.0, 0
+    with opened(data, name, "audio") as (container, stream):
+        rate, zero = _rate(stream, name, limits), origin(container)
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - zero)
+            for frame in packet.decode():
+                if frame.sample_rate != rate:
+                    raise MediaError(
+                        f"{name}: the rate changes from {rate} to {frame.sample_rate} Hz; write it anew"
+                    )
+                if start is None:
+                    start = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - zero
+                pieces.append(_mono(frame))
+                count += len(pieces[-1])
+                within(count / rate, name, limits)
+    if not count:
+        raise MediaError(f"{name}: got sound of 0 samples; remove its row")
+    return _on_clock(np.concatenate(pieces), round((start or 0.0) * rate), round(end * rate)), rate
+
+
+def _mono(frame: Any) -> np.ndarray:
+    """One decoded frame -> the mean of its channels, float32 [S], -1..1 for sound in integers."""
+    kind, channels = frame.format.name.removesuffix("p"), frame.layout.nb_channels
+    if kind not in SCALES:
+        raise ValueError(f"samples of format {frame.format.name}; allowed are {', '.join(SCALES)}")
+    values = frame.to_ndarray().astype(np.float64 if kind == "dbl" else np.float32)
+    if not frame.format.is_planar:
+        values = values.reshape(-1, channels).T
+    if kind == "u8":
+        values -= SCALES[kind]
+    return (values.mean(axis=0) / SCALES[kind]).astype(np.float32)
+
+
+def _on_clock(wave: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Silence before a track that starts late; nothing before the clock's start, nor after the last packet's end.
+
+    Codecs fill their last packet up; its duration tells how much of it is sound.
+    """
+    if start > 0:
+        wave = np.concatenate([np.zeros(start, np.float32), wave])
+    else:
+        wave = wave[-start:]
+    return wave[:end] if end > 0 else wave
+
+
+def _rate(stream: Any, name: str, limits: MediaLimits) -> int:
+    """The stream's rate in Hz, if it can be brought to the wanted one."""
+    rate, wanted = stream.codec_context.sample_rate or 0, limits.sampling_rate
+    if rate <= 0 or rate * wanted // math.gcd(rate, wanted) ** 2 > KERNEL:
+        raise MediaError(
+            f"{name}: got sound at {rate} Hz, which cannot be brought to {wanted} Hz; allowed are rates that share a "
+            "factor with it, such as 8000, 22050, 44100: resample the file"
+        )
+    return rate
+
+
+def _resample(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    # imported here: pictures and videos need not wait for it
+    from torchaudio.functional import resample
+
+    return resample(torch.from_numpy(wave), rate, wanted).numpy()

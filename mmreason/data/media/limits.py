@@ -1,0 +1,63 @@
+"""What a medium may cost, and the error of one that cannot be read or must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mmreason.schema import Recipe
+
+
+class MediaError(ValueError):
+    """A medium that cannot be read, or must not be."""
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What a medium may cost and how it is sampled. Its file and its header are checked before anything is decoded.
+
+    `min_pixels` and `max_pixels` refuse nothing: they travel with the medium to processors that resize freely.
+
+    Example: `MediaLimits(max_image_pixels=4096 * 4096)`.
+    """
+
+    max_image_pixels: int = 16_777_216
+    max_video_pixels: int = 134_217_728  # frames that are kept x width x height
+    max_media_seconds: float = 600.0
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float = 2.0  # frames kept of a second of video
+    max_frames: int = 16
+    sampling_rate: int = 16_000  # Hz of decoded sound
+    max_file_bytes: int = 256 * 2**20
+
+
+def limits_of(recipe: Recipe, sampling_rate: int = 16_000) -> MediaLimits:
+    """The limits of a recipe, for a model that hears at `sampling_rate` Hz."""
+    return MediaLimits(
+        max_image_pixels=recipe.max_image_pixels,
+        max_video_pixels=recipe.max_video_pixels,
+        max_media_seconds=recipe.max_media_seconds,
+        min_pixels=recipe.model.min_pixels,
+        max_pixels=recipe.model.max_pixels,
+        fps=recipe.model.fps,
+        max_frames=recipe.model.max_frames,
+        sampling_rate=sampling_rate,
+    )
+
+
+@contextmanager
+def reading(name: str, kind: str, allowed: str) -> Iterator[None]:
+    """Around a decoder's work: whatever a file makes it raise is a MediaError with the medium's name.
+
+    Example: `with reading("a.png", "picture", "whole files of PNG"): ...`.
+    """
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:  # a broken file may raise anything in a decoder
+        raise MediaError(
+            f"{name}: the {kind} cannot be read ({error}); allowed are {allowed}: repair it or remove its row"
+        ) from error

@@ -1,0 +1,90 @@
+"""Sound: any container, rate and channels to mono at the wanted rate, on the file's clock; bad files by name."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmreason.data.media import MediaError, MediaLimits, check, decode
+from mmreason.types import MediumRef
+from tests.data.clips import mp4, tone, wav
+
+LIMITS = MediaLimits()
+
+
+def heard(content: bytes, limits: MediaLimits = LIMITS) -> np.ndarray:
+    medium = decode(MediumRef("audio", "", content=content), limits)
+    assert medium.waveform is not None and medium.waveform.dtype == np.float32
+    assert medium.sampling_rate == limits.sampling_rate
+    return medium.waveform
+
+
+def test_wav_samples_are_exact(tmp_path: Path) -> None:
+    values = np.array([0, 1, -1, 16384, -32768, 32767] * 100, dtype=np.int16)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.wav", wav(values))
+    medium = decode(MediumRef("audio", "a.zip#a.wav", root=str(tmp_path)), LIMITS)
+    assert medium.waveform is not None and np.array_equal(medium.waveform, values / np.float32(32768))
+    assert np.array_equal(
+        heard(wav(np.array([128, 255, 0, 192] * 50, np.uint8))), [0, 127 / 128, -1, 0.5] * 50
+    )
+    assert np.array_equal(heard(wav(tone(0.1))), tone(0.1))
+
+
+def test_channels_are_averaged() -> None:
+    left, right = tone(0.1), tone(0.1, hertz=880.0)
+    assert np.allclose(heard(wav(np.stack([left, right], axis=1))), (left + right) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_any_rate_is_brought_to_the_wanted_one(rate: int) -> None:
+    got = heard(wav(tone(1.0, rate), rate))
+    assert len(got) == 16_000
+    assert np.abs(got - tone(1.0))[400:-400].max() < 2e-3
+    assert len(heard(wav(tone(1.0)), replace(LIMITS, sampling_rate=8000))) == 8000
+
+
+def test_the_sound_track_of_a_video_is_on_its_clock() -> None:
+    wave = tone()
+    wave[:16_000] = 0  # silence for a second: then the sound begins
+    for frames in (32, 0):
+        got = heard(mp4(frames, sound=wave))
+        assert len(got) == 64_000  # what AAC fills its last packet up with is cut
+        loud = np.flatnonzero(np.abs(got) > 0.1)
+        assert abs(loud[0] - 16_000) < 160
+        assert np.abs(got - wave)[17_000:63_000].max() < 0.02
+
+
+def test_clipped_sound_is_taken_as_it_is() -> None:
+    clipped = np.clip(8 * tone(0.5), -1, 1)
+    assert np.array_equal(heard(wav(clipped)), clipped)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (mp4(8), "got no sound track, only video"),
+        (wav(np.zeros(0, np.int16)), "a.wav: "),
+        (wav(np.array([0, np.nan, 0.5, np.inf] * 9, np.float32)), "18 samples that are NaN or infinite"),
+        (wav(tone(0.5), rate=11_127), "sound at 11127 Hz"),
+        (wav(tone(2.0))[:40_000], "a.wav: the audio is torn"),
+        (mp4(0, sound=tone(), movflags="+faststart")[:8000], "a.wav: the audio is torn"),
+        (b"no sound at all", "a.wav: the sound cannot be read"),
+        (b"", "a.wav: the sound cannot be read"),
+    ],
+    ids=["no track", "empty", "nan", "rate", "half", "half aac", "text", "nothing"],
+)
+def test_bad_sound_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        decode(MediumRef("audio", "a.wav", content=content), LIMITS)
+
+
+def test_too_long_is_refused_from_the_header() -> None:
+    limits = replace(LIMITS, max_media_seconds=1.0)
+    for look in (decode, check):
+        with pytest.raises(MediaError, match=r"got 2.0 s; allowed are 1 \(max_media_seconds\)"):
+            look(MediumRef("audio", "", content=wav(tone(2.0))), limits)
