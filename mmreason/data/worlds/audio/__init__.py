@@ -1,1 +1,109 @@
 """The audio world: tones and syllables on a timeline, as WAV files, with exact ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mmreason.data.worlds.asking import Asker, Kind
+from mmreason.data.worlds.audio import compositional, pairs, primitives
+from mmreason.data.worlds.audio.scenes import (
+    MOST_SOUNDS,
+    SECONDS,
+    Scene,
+    draw_scene,
+    evidence_of,
+    lay_out,
+    targets_of,
+)
+from mmreason.data.worlds.audio.synth import RATE, sound, wav_bytes
+from mmreason.data.worlds.audio.words import listed
+from mmreason.data.worlds.balance import Candidate
+from mmreason.data.worlds.rows import Question, SceneItem, Thought, World, WorldSettings
+from mmreason.types import MediaKind
+
+ALONE: dict[str, Kind[Scene]] = {k.name: k for k in (*primitives.KINDS, *compositional.KINDS)}
+PAIRED: dict[str, Kind[Scene]] = {k.name: k for k in (*pairs.PRIMITIVES, *pairs.COMPOSITIONAL)}
+GROUPS = {
+    "primitive": tuple(kind.name for kind in (*primitives.KINDS, *pairs.PRIMITIVES)),
+    "compositional": tuple(kind.name for kind in (*compositional.KINDS, *pairs.COMPOSITIONAL)),
+}
+KINDS = ALONE | PAIRED
+AUDIO: MediaKind = "audio"
+
+
+def _one_clip(sizes: Sequence[int], split: str, rng: np.random.Generator) -> Scene:
+    return draw_scene((sizes[int(rng.integers(len(sizes)))],), split, rng)
+
+
+def _two_clips(sizes: Sequence[int], split: str, rng: np.random.Generator) -> Scene:
+    n = sizes[int(rng.integers(len(sizes)))] + 1
+    first = min(max(n // 2 + int(rng.integers(-1, 2)) + int(rng.integers(n % 2 + 1)), 1), n - 1)
+    return draw_scene((first, n - first), split, rng)
+
+
+def size_of(scene: Scene) -> int:
+    """1 is the least a scene can hold: its sounds, not counting the first of a second clip."""
+    return len(scene.sounds) - len(scene.clips) + 1
+
+
+def look_first(thought: Thought, scene: Scene) -> Thought:
+    """The thought as a listener writes it: first all that is heard, then what of it matters, then the conclusion."""
+    return replace(thought, caption=listed(scene), reasoning=f"{thought.caption}, {thought.reasoning}")
+
+
+def _write(scene: Scene, chosen: list[Candidate], name: str, rng: np.random.Generator) -> SceneItem:
+    """Write the chosen questions and play the clips."""
+    layout = tuple(lay_out(clip, rng) for clip in scene.clips)
+    asker = ASKERS[len(scene.clips) - 1]
+    questions = []
+    for candidate in chosen:
+        d = KINDS[candidate.kind].ask(scene, candidate, rng)
+        questions.append(
+            Question(
+                candidate.kind,
+                d.text,
+                d.problem_type,
+                d.answers,
+                look_first(d.thought, scene),
+                asker.difficulty(size_of(scene), candidate.kind),
+                d.options,
+                evidence_of(d.marks, layout),
+            )
+        )
+    media = tuple((AUDIO, "wav", wav_bytes(sound(notes, SECONDS, RATE, rng), RATE)) for notes in layout)
+    return SceneItem(f"{name}-{len(media)}", media, tuple(questions), targets_of(layout))
+
+
+ASKERS = (
+    Asker("audio", ALONE, MOST_SOUNDS, size_of, _one_clip, _write),
+    Asker("audio pairs", PAIRED, MOST_SOUNDS - 1, size_of, _two_clips, _write),
+)
+
+
+def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
+    """Endless scenes of one clip or of two, so that every kind is asked about as often.
+
+    Raises ValueError when no scene of the difficulty asked for can carry the kinds asked for.
+    """
+    shares = [
+        replace(settings, kinds=tuple(k for k in settings.kinds if k in asker.kinds)) for asker in ASKERS
+    ]
+    streams = [
+        (len(share.kinds), asker.scenes(share))
+        for asker, share in zip(ASKERS, shares, strict=True)
+        if asker.open_kinds(share)
+    ]
+    if not streams:
+        yield from ASKERS[0].scenes(settings)  # says that nothing fits
+    asked = [0] * len(streams)
+    while True:
+        i = min(range(len(streams)), key=lambda j: asked[j] / streams[j][0])
+        item = next(streams[i][1])
+        asked[i] += len(item.questions)
+        yield item
+
+
+WORLD = World("audio", 1, tuple(KINDS), GROUPS, scenes)
