@@ -171,7 +171,7 @@ def test_an_absurd_duration_is_refused(seconds: float, message: str) -> None:
 
 
 def test_a_video_in_which_no_time_passes_is_refused() -> None:
-    track = Track(np.zeros(32), 0.0, plain=False)
+    track = Track(np.zeros(32), 0.0, plain=False, packets=())
     with pytest.MonkeyPatch.context() as patch, pytest.raises(MediaError, match="got 32 frames in 0.00 s"):
         patch.setattr(room, "survey", lambda *args: track)
         decode(inline(FILM), LIMITS)

@@ -22,8 +22,8 @@ SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1
 def check_audio(data: bytes, name: str, limits: MediaLimits) -> None:
     """Read every packet, decode none; raises as `decode_audio` for what packets tell."""
     with reading(name, "sound", ALLOWED), opened(data, name, "audio") as (container, stream):
-        survey(container, stream, name, limits)
         _rate(stream, name, limits)
+        survey(container, stream, name, limits)
 
 
 def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
@@ -32,9 +32,9 @@ def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
     Raises:
         MediaError: no sound track, nothing in it, torn, damaged, too long, or values that are no numbers.
     """
-    check_audio(data, name, limits)
-    with reading(name, "sound", ALLOWED):
-        wave, rate = _decode(data, name, limits)
+    with reading(name, "sound", ALLOWED), opened(data, name, "audio") as (container, stream):
+        rate = _rate(stream, name, limits)
+        wave = _decode(container, stream, name, limits)
         if not np.isfinite(wave).all():
             wrong = int((~np.isfinite(wave)).sum())
             raise MediaError(
@@ -47,28 +47,25 @@ def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
     return wave
 
 
-def _decode(data: bytes, name: str, limits: MediaLimits) -> tuple[np.ndarray, int]:
+def _decode(container: Any, stream: Any, name: str, limits: MediaLimits) -> np.ndarray:
     """Mono float32 at the file's own rate."""
+    rate, track = stream.codec_context.sample_rate, survey(container, stream, name, limits)
     pieces: list[np.ndarray] = []
-    start, end, count = None, 0.0, 0
-    with opened(data, name, "audio") as (container, stream):
-        rate, zero = _rate(stream, name, limits), origin(container)
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - zero)
-            for frame in packet.decode():
-                if frame.sample_rate != rate:
-                    raise MediaError(
-                        f"{name}: the rate changes from {rate} to {frame.sample_rate} Hz; write it anew"
-                    )
-                if start is None:
-                    start = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - zero
-                pieces.append(_mono(frame))
-                count += len(pieces[-1])
-                within(count / rate, name, limits)
+    start, count = 0.0, 0
+    for packet in (*track.packets, None):  # None: what the codec still holds
+        for frame in stream.decode(packet):
+            if frame.sample_rate != rate:
+                raise MediaError(
+                    f"{name}: the rate changes from {rate} to {frame.sample_rate} Hz; write it anew"
+                )
+            if not count and frame.pts is not None:
+                start = frame.pts * float(frame.time_base) - origin(container)
+            pieces.append(_mono(frame))
+            count += len(pieces[-1])
+            within(count / rate, name, limits)
     if not count:
         raise MediaError(f"{name}: got sound of 0 samples; remove its row")
-    return _on_clock(np.concatenate(pieces), round((start or 0.0) * rate), round(end * rate)), rate
+    return _on_clock(np.concatenate(pieces), round(start * rate), round(track.end * rate))
 
 
 def _mono(frame: Any) -> np.ndarray:

@@ -39,12 +39,13 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
 class Track:
     """The packets of one stream on the container's clock, which its picture and its sound share.
 
-    Example: 32 frames at 8 a second are `Track(times=[0.0, 0.125 ... 3.875], end=4.0, plain=True)`.
+    Example: 32 frames at 8 a second are `Track(times=[0.0, 0.125 ... 3.875], end=4.0, plain=True, packets=(...))`.
     """
 
     times: np.ndarray  # float64 [packets], seconds, ascending
     end: float  # seconds
     plain: bool  # every packet has its own time, and none is skipped when it is played
+    packets: tuple[Any, ...]  # in the order of the file; they decode while their container is open
 
 
 def origin(container: Any) -> float:
@@ -59,30 +60,34 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
         MediaError: it is longer than allowed, shorter than it says, or holds nothing.
     """
     claimed = _claimed(container, stream, name, limits)
-    zero, last = origin(container), 0.0
-    packets = []
+    packets, last = [], 0.0
     for packet in container.demux():
-        if packet.size and packet.pts is not None:
-            last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base) - zero)
-        if packet.size and packet.stream is stream:
+        if not packet.size:
+            continue
+        last = max(last, *_span(container, packet))
+        if packet.stream is stream:
             packets.append(packet)
-    shown = [p for p in packets if not p.is_discard]
-    if not shown:
-        raise MediaError(f"{name}: got a {stream.type} stream without a packet in it; remove its row")
-    times = sorted(float(p.pts * p.time_base) - zero for p in shown if p.pts is not None)
-    plain = len(times) == len(packets) == len(set(times))
-    if not times:
-        raise MediaError(f"{name}: got {len(shown)} {stream.type} packets without a time; write it anew")
-    ends = [float((p.pts + (p.duration or 0)) * p.time_base) - zero for p in shown if p.pts is not None]
+    spans = [_span(container, p) for p in packets if not p.is_discard and p.pts is not None]
+    if not spans:
+        raise MediaError(f"{name}: got {MISSING[stream.type]} with a packet that is shown; remove its row")
+    times, end = sorted(start for start, _ in spans), max(end for _, end in spans)
     torn = any(p.is_corrupt for p in packets) or len(packets) + 1 < 0.98 * stream.frames
-    there = last if stream.duration is None else max(ends)
+    there = last if stream.duration is None else end
     if torn or there < 0.95 * claimed - 0.1:
         raise MediaError(
             f"{name}: the {stream.type} is torn: its header promises {stream.frames or 'unnumbered'} packets in "
             f"{claimed:.2f} s, the file holds {len(packets)} in {there:.2f} s; get the whole file or remove its row"
         )
-    within(max(ends), name, limits)
-    return Track(np.array(times), max(ends), plain)
+    within(end, name, limits)
+    plain = len(times) == len(packets) == len(set(times))
+    return Track(np.array(times), end, plain, tuple(packets))
+
+
+def _span(container: Any, packet: Any) -> tuple[float, float]:
+    """Seconds on the container's clock from which to which a packet lasts."""
+    tick, start = float(packet.time_base), packet.pts or 0
+    zero = origin(container)
+    return start * tick - zero, (start + (packet.duration or 0)) * tick - zero
 
 
 def _claimed(container: Any, stream: Any, name: str, limits: MediaLimits) -> float:
