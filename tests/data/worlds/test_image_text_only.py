@@ -1,121 +1,20 @@
-"""A reader of the question without the picture stays near chance: answers are balanced within every wording.
-
-Three text-only predictors learn on training rows and answer test rows: the most frequent answer of the exact
-question, a linear bag of words and word pairs over answers, and a linear score per option from its words, its
-place and the question. Chance is the larger of a uniform guess and the best constant answer, as everywhere here.
-"""
+"""A reader of the question without the picture stays near chance: answers are balanced within every wording."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from mmreason.data.worlds import make_world
 from mmreason.data.worlds.image import KINDS
+from tests.data.worlds.text_only import Row, accuracy_of, chance_of, stem_of, text_of
 
-Row = dict[str, Any]
 MARGIN = (
     0.08  # sampling noise of about 280 test rows a kind (one standard error: 0.015 to 0.03), and little more
 )
-
-
-def _text(row: Row) -> str:
-    return row["messages"][0]["content"][-1]["text"]
-
-
-def _stem(row: Row) -> str:
-    return _text(row).split(" options:")[0]
-
-
-def _answer(row: Row) -> str:
-    """The solution without regard to the order of several answers."""
-    return ", ".join(sorted(row["solution"].split(", ")))
-
-
-def _chance(rows: Sequence[Row]) -> float:
-    constant = Counter(map(_answer, rows)).most_common(1)[0][1] / len(rows)
-    options = len(rows[0]["options"])
-    guess = {"single_choice": 1 / max(options, 1), "multi_choice": 1 / max(2**options - 1, 1)}
-    return max(constant, guess.get(rows[0]["problem_type"], 0.0))
-
-
-def _design(features: Sequence[Iterable[str]], vocabulary: dict[str, int]) -> np.ndarray:
-    """Feature sets -> 0/1 matrix with a constant column [rows, 1 + vocabulary]."""
-    matrix = np.zeros((len(features), len(vocabulary) + 1), dtype=np.float32)
-    matrix[:, -1] = 1
-    for i, names in enumerate(features):
-        matrix[i, [vocabulary[n] for n in names if n in vocabulary]] = 1
-    return matrix
-
-
-def _ridge(train: Sequence[set[str]], targets: np.ndarray, test: Sequence[set[str]]) -> np.ndarray:
-    """Scores [test rows, targets] of a ridge regression on 0/1 features."""
-    vocabulary = {name: i for i, name in enumerate(sorted(set().union(*train)))}
-    x = _design(train, vocabulary)
-    weights = np.linalg.solve(x.T @ x + 20 * np.eye(x.shape[1], dtype=np.float32), x.T @ targets)
-    return _design(test, vocabulary) @ weights
-
-
-def _by_question(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in train:
-        seen[_stem(row)][_answer(row)] += 1
-        seen[""][_answer(row)] += 1
-    return [seen.get(_stem(row), seen[""]).most_common(1)[0][0] for row in test]
-
-
-def _words(row: Row) -> set[str]:
-    words = _text(row).replace(",", "").replace("?", "").replace(".", "").split()
-    return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))}
-
-
-def _by_words(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    answers = sorted({_answer(row) for row in train})
-    targets = np.eye(len(answers), dtype=np.float32)[[answers.index(_answer(row)) for row in train]]
-    scores = _ridge([_words(row) for row in train], targets, [_words(row) for row in test])
-    return [answers[i] for i in scores.argmax(axis=1)]
-
-
-def _option_features(row: Row) -> list[set[str]]:
-    """What a text-only reader can hold for or against each option, other options of near name included."""
-    stem = set(_stem(row).replace(",", "").rstrip(".?").split())
-    features = []
-    for i, option in enumerate(row["options"]):
-        words = option.split()
-        shared = [sum(w in other.split() for other in row["options"]) for w in words]
-        names = {f"place {i}", f"is {option}", f"shared {sorted(shared)}", f"stem {_stem(row).find(option)}"}
-        names |= {f"has {w}" for w in words} | {f"{option} asked {w}" for w in stem}
-        features.append(names | {f"{option} beside {other}" for other in row["options"]})
-    return features
-
-
-def _by_option(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    features = [f for row in train for f in _option_features(row)]
-    targets = [[float(o in row["solution"].split(", "))] for row in train for o in row["options"]]
-    flat = _ridge(
-        features, np.asarray(targets, np.float32), [f for row in test for f in _option_features(row)]
-    )
-    scores = iter(flat[:, 0])
-    said = []
-    for row in test:
-        mine = {option: next(scores) for option in row["options"]}
-        best = max(mine, key=lambda o: mine[o])
-        several = [o for o in mine if mine[o] > 0.5] if row["problem_type"] == "multi_choice" else []
-        said.append(", ".join(sorted(several or [best])))
-    return said
-
-
-def _accuracy(train: Sequence[Row], test: Sequence[Row]) -> float:
-    """Exact accuracy of the best of the three predictors."""
-    predictors = [_by_question, _by_words, *([_by_option] if test[0]["options"] else [])]
-    right = [sum(a == _answer(row) for a, row in zip(p(train, test), test, strict=True)) for p in predictors]
-    return max(right) / len(test)
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +40,13 @@ def test_kinds_are_asked_equally_often(made: dict[str, dict[str, list[Row]]]) ->
 def test_chance_is_low(made: dict[str, dict[str, list[Row]]]) -> None:
     limits = {"single_choice": 0.37, "multi_choice": 0.11, "numeric": 0.2, "text": 0.11}
     for kind, rows in made["test"].items():
-        assert _chance(rows) <= limits[rows[0]["problem_type"]], kind
+        assert chance_of(rows) <= limits[rows[0]["problem_type"]], kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_alone_stays_near_chance(made: dict[str, dict[str, list[Row]]], kind: str) -> None:
     test = made["test"][kind]
-    accuracy, chance = _accuracy(made["train"][kind], test), _chance(test)
+    accuracy, chance = accuracy_of(made["train"][kind], test), chance_of(test)
     assert accuracy <= chance + MARGIN, f"{kind}: text alone {accuracy:.3f}, chance {chance:.3f}"
 
 
@@ -155,9 +54,11 @@ def test_the_predictors_find_a_leak_when_there_is_one(made: dict[str, dict[str, 
     """Mutants: phrasings, places of the right option, and shapes that go with some of the colours."""
     colour = {split: made[split]["colour"] for split in made}
     for leaks in (
-        lambda row: ("what" in _text(row)) == (row["solution"] in ("red", "blue")),
+        lambda row: ("what" in text_of(row)) == (row["solution"] in ("red", "blue")),
         lambda row: row["options"].index(row["solution"]) < 2,
-        lambda row: ("star" in _stem(row) or "circle" in _stem(row)) == (row["solution"] in ("red", "green")),
+        lambda row: (
+            ("star" in stem_of(row) or "circle" in stem_of(row)) == (row["solution"] in ("red", "green"))
+        ),
     ):
         train, test = ([row for row in rows if leaks(row)] for rows in colour.values())
-        assert _accuracy(train, test) > _chance(test) + MARGIN
+        assert accuracy_of(train, test) > chance_of(test) + MARGIN
