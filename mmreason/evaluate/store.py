@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmreason.evaluate.bootstrap import paired_bootstrap
 from mmreason.evaluate.measures import summarise
+from mmreason.evaluate.roots import by_root, located, read_roots
 from mmreason.evaluate.rows import EvalRow, read_rows, write_rows
 
 FILE = "eval.json"
@@ -22,9 +24,12 @@ def read_eval(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def stage_rows(run_dir: Path, block: dict[str, Any]) -> list[EvalRow]:
-    """The judged answers behind a stage's block."""
+    """The judged answers behind a stage's block, their media found where the run has them now."""
     path = run_dir / block["rows"] if block.get("rows") else None
-    return read_rows(path) if path and path.exists() else []
+    if path is None or not path.exists():
+        return []
+    roots = read_roots(run_dir)
+    return [replace(row, media=tuple(located(row.media, roots))) for row in read_rows(path)]
 
 
 def save_stage(
@@ -42,7 +47,8 @@ def save_stage(
     """
     stored = read_eval(run_dir)
     name = f"eval/{stage}.jsonl"
-    write_rows(run_dir / name, rows)
+    roots = read_roots(run_dir)
+    write_rows(run_dir / name, [replace(row, media=tuple(by_root(row.media, roots))) for row in rows])
     block: dict[str, Any] = {
         **summarise(rows),
         "rows": name,

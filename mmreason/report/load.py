@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mmreason.evaluate import EvalRow, compare, parent_of, read_eval, stage_rows
+from mmreason.evaluate.roots import located, read_roots
 
 BEFORE = "before"
 
@@ -77,7 +78,11 @@ class Run:
         )  # another stage's name may begin with this one's
         found = ((mine.fullmatch(path.name), path) for path in (self.folder / "completions").glob("*.jsonl"))
         files = sorted((int(match[1]), path) for match, path in found if match)
-        return [read_lines(path) for _, path in files]
+        roots = read_roots(self.folder)
+        return [
+            [{**line, "media": located(line.get("media") or (), roots)} for line in read_lines(path)]
+            for _, path in files
+        ]
 
 
 def load_run(folder: Path) -> Run:

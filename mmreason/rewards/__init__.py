@@ -5,6 +5,7 @@ from mmreason.rewards.format import strict_format
 from mmreason.rewards.registry import REWARD_ARGS, REWARDS, RewardFn
 from mmreason.rewards.score import (
     call_user_function,
+    reward_labels,
     reward_problems,
     score_group,
     user_columns,
@@ -24,6 +25,7 @@ __all__ = [
     "normalise",
     "parse_answer",
     "parse_number",
+    "reward_labels",
     "reward_problems",
     "score_group",
     "soft_score",

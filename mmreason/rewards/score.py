@@ -8,6 +8,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmreason.plugins import load_function
@@ -63,6 +64,21 @@ def score_group(
 def user_rewards(names: Sequence[str]) -> dict[str, UserFunction]:
     """The user's functions among a recipe's reward names: those written FILE.py:FUNCTION."""
     return {name: load_function(name) for name in names if name not in REWARDS and ".py:" in name}
+
+
+def reward_labels(names: Sequence[str]) -> dict[str, str]:
+    """Reward name -> what metrics and records call it: a user's function by its file's stem, never by its path.
+
+    Example: `["exact", "/home/me/mine.py:short"]` gives "exact" and "mine:short"; a second file of that stem with a
+    function of that name gives "mine:short-2".
+    """
+    labels: dict[str, str] = {}
+    for name in names:
+        path, _, function = name.rpartition(":")
+        label = name if name in REWARDS or not path else f"{Path(path).stem}:{function}"
+        taken = sum(given == label or given.startswith(f"{label}-") for given in labels.values())
+        labels[name] = f"{label}-{taken + 1}" if taken else label
+    return labels
 
 
 def reward_problems(

@@ -8,15 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmreason.evaluate.roots import by_root, read_roots
 from mmreason.evaluate.rows import media_json, question_text, thinks
 from mmreason.rewards import hedge
 from mmreason.types import Group
 
 
 def records(
-    groups: Sequence[Group], step: int, advantages: Sequence[Sequence[float]] | None = None
+    groups: Sequence[Group],
+    step: int,
+    labels: Mapping[str, str],
+    advantages: Sequence[Sequence[float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One JSON-able record per completion; `group` numbers the groups of the list."""
+    """One JSON-able record per completion; `group` numbers the groups of the list.
+
+    `labels` names the rewards (`rewards.reward_labels`).
+    """
     out = []
     for index, group in enumerate(groups):
         sample = group.sample
@@ -38,7 +45,7 @@ def records(
                     "tokens": len(trajectory),
                     "finish": trajectory.finish,
                     "accuracy": trajectory.accuracy,
-                    "rewards": dict(trajectory.rewards),
+                    "rewards": {labels[name]: value for name, value in trajectory.rewards.items()},
                     "reward": trajectory.reward,
                     "advantage": None if advantages is None else advantages[index][j],
                     "think": thinks(trajectory.text),
@@ -48,10 +55,13 @@ def records(
     return out
 
 
-def write_completions(path: Path, lines: Sequence[Mapping[str, Any]], most: int) -> None:
-    """Write the first `most` records."""
+def write_completions(run_dir: Path, stage: str, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the records of one step to `completions/STAGE-STEP.jsonl`."""
+    path = run_dir / "completions" / f"{stage}-{step:06d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:most]))
+    roots = read_roots(run_dir)
+    named = [{**line, "media": by_root(line["media"], roots)} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in named))
 
 
 def group_metrics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

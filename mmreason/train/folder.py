@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import logging
 import os
 import platform
 import shutil
@@ -13,12 +15,14 @@ import torch
 import yaml
 
 from mmreason.evaluate import read_eval, write_json
+from mmreason.evaluate.roots import FILE, roots_of
 from mmreason.model.save import save_model, write_probe
 from mmreason.recipe import dump_recipe, load_recipe
 from mmreason.schema import Recipe
 from mmreason.train.context import Context
 from mmreason.types import Rendered
 
+log = logging.getLogger(__name__)
 # What may change between the first start of a run and its resumption without changing what it computes.
 FREE_KEYS = (
     "save_total_limit",
@@ -61,8 +65,11 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
         before = yaml.safe_load(
             dump_recipe(load_recipe(stored))
         )  # keys that are newer than the run have defaults
-        changed = differences(before, yaml.safe_load(dump_recipe(recipe)))
-        if changed and any(run_dir.glob("checkpoint-*")):
+        now = yaml.safe_load(dump_recipe(recipe))
+        begun = any(run_dir.glob("checkpoint-*"))
+        _settle_threads(before, now, run_dir, warn=begun and rank == 0)
+        changed = differences(before, now)
+        if changed and begun:
             raise ValueError(
                 f"{run_dir} holds a run of another recipe:\n  "
                 + "\n  ".join(changed)
@@ -76,7 +83,27 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
         beside = stored.with_name(".recipe.yaml.writing")
         beside.write_text(dump_recipe(recipe))
         beside.replace(stored)
-        write_json(run_dir / "environment.json", environment())
+        write_json(run_dir / "environment.json", environment(recipe))
+
+
+def _settle_threads(before: dict[str, Any], now: dict[str, Any], run_dir: Path, *, warn: bool) -> None:
+    """Put the number of threads that counts into both recipes, in place: float sums depend on it.
+
+    Where neither names a number, the machine's may change: the run goes on with a warning, and is then not to the bit
+    the run that was never killed.
+    """
+    record = run_dir / "environment.json"
+    known = json.loads(record.read_text())["torch_threads"] if record.exists() else torch.get_num_threads()
+    pinned = before["num_threads"] is not None or now["num_threads"] is not None
+    was, given = before["num_threads"] or known, now["num_threads"] or torch.get_num_threads()
+    if pinned:
+        before["num_threads"], now["num_threads"] = was, given
+    elif warn and was != given:
+        log.warning(
+            "%s was begun with %d threads and goes on with %d, which can change sums in their last bits; "
+            "set num_threads=%d for the very same run",
+            *(run_dir, was, given, was),
+        )
 
 
 def _forget(run_dir: Path) -> None:
@@ -102,7 +129,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
     return [f"{path}: was {before!r}, now {now!r}"]
 
 
-def environment() -> dict[str, Any]:
+def environment(recipe: Recipe) -> dict[str, Any]:
     """Versions and machine, as they bear on the numbers."""
     versions = {}
     for name in _PACKAGES:
@@ -114,10 +141,20 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": recipe.num_threads or torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }
+
+
+def write_roots(context: Context) -> None:
+    """`media_roots.json`: where the media of each source lie, for the answers that name them."""
+    roots = {
+        name: ref.root
+        for name, samples in context.sources.items()
+        for ref in [ref for sample in samples for ref in sample.media][:1]
+    }
+    write_json(context.run_dir / FILE, roots_of(context.run_dir, roots))
 
 
 def write_timing(run_dir: Path, seconds: dict[str, float], total: float, peak: int) -> None:
@@ -144,4 +181,13 @@ def probe_rows(context: Context) -> dict[str, Rendered]:
     return rows
 
 
-__all__ = ["differences", "environment", "open_run", "probe_rows", "read_eval", "write_model", "write_timing"]
+__all__ = [
+    "differences",
+    "environment",
+    "open_run",
+    "probe_rows",
+    "read_eval",
+    "write_model",
+    "write_roots",
+    "write_timing",
+]

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmreason.curriculum import make_gate, make_sampler
 from mmreason.objective import advantages, grpo_samples, token_weights_tw
-from mmreason.rewards import score_group, user_rewards
+from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.generate import SamplingParams, generate
 from mmreason.schema import GRPOStage
 from mmreason.train.completions import group_metrics, records, write_completions
@@ -37,6 +37,7 @@ class GRPO:
         self.sampler = make_sampler(stage.sampler, pool, rollouts, context.recipe.seed)
         self.gate = make_gate(stage.gate)
         self.user_functions = user_rewards(stage.reward_funcs)
+        self.labels = reward_labels(stage.reward_funcs)
         self.reference = reference() if stage.beta > 0 else None
         self.trainer: Trainer | None = None  # set by the run once the optimizer exists
         self._rows: list[TrainingSample] = []
@@ -95,11 +96,12 @@ class GRPO:
                 group_id=index,
             )
         rows = self._with_fixed_logprobs(rows)
-        lines = [line for part in backend.gather(records(seen, step)) for line in part]
-        kept = [line for part in backend.gather(records(groups, step, per_group)) for line in part]
+        lines = [line for part in backend.gather(records(seen, step, self.labels)) for line in part]
+        kept = [
+            line for part in backend.gather(records(groups, step, self.labels, per_group)) for line in part
+        ]
         if backend.is_main and kept:
-            folder = self.context.run_dir / "completions"
-            write_completions(folder / f"{stage.name}-{step:06d}.jsonl", kept, stage.num_completions_to_log)
+            write_completions(self.context.run_dir, stage.name, step, kept[: stage.num_completions_to_log])
         curriculum = {**self.sampler.metrics(), **self.gate.metrics()}
         return rows, {
             **group_metrics(lines),

@@ -41,6 +41,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     folder.open_run(recipe, run_dir)
     checkpoint = newest_complete(run_dir) if recipe.resume_from_checkpoint else None
     context = prepare(recipe, run_dir, checkpoint)
+    if context.backend.is_main:
+        folder.write_roots(context)
+        context.metrics.watch_memory()
     position = _position(context, checkpoint)
     if checkpoint is None and recipe.eval.before:
         evaluate_stage(context, "before")
@@ -52,6 +55,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
             evaluate_stage(context, stage.name)
     model = _finish(context)
     seconds = position["before_seconds"] + time.perf_counter() - began
+    context.metrics.close()
     if context.backend.is_main:
         folder.write_timing(run_dir, context.seconds, seconds, context.metrics.peak_memory)
     context.backend.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmreason.rewards import reward_problems, score_group, user_rewards
+from mmreason.rewards import reward_labels, reward_problems, score_group, user_rewards
 from tests.rewards.build import COLOURS, group, sample, tagged
 
 MULTI = sample("A,C", "multi_choice", COLOURS, difficulty=0.5, columns={"hint": "two", "completions": "no"})
@@ -124,3 +124,14 @@ def test_user_rewards_load_from_their_file(tmp_path: Path):
     assert list(functions) == [name]
     scored, _ = score_group(PAIR, [name], user_functions=functions)
     assert [t.reward for t in scored.trajectories] == [float(len(t.text)) for t in PAIR.trajectories]
+
+
+def test_a_users_function_is_named_by_its_files_stem_and_uniquely() -> None:
+    names = ["exact", "/a/mine.py:short", "/b/mine.py:short", "mine.py:long", "/c/mine.py:short"]
+    assert list(reward_labels(names).values()) == [
+        "exact",
+        "mine:short",
+        "mine:short-2",
+        "mine:long",
+        "mine:short-3",
+    ]

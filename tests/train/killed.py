@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import mmreason_encoders  # noqa: F401  registers the architectures, once for all killed runs
+from mmreason.evaluate import store
 from mmreason.schema import Recipe
-from mmreason.train import checkpoint, folder, run
+from mmreason.train import checkpoint, evaluation, folder, run
 from mmreason.train.metrics import Metrics
 
 
@@ -36,8 +37,19 @@ def train_to_death(tree: dict[str, Any], where: dict[str, Any]) -> None:
     run.train(Recipe.model_validate(tree))
 
 
-def arm(*, step: int | None = None, file_of_save: tuple[int, int] | None = None) -> None:
-    """Die after metrics line `step` is written, or at file m of checkpoint save n: `file_of_save=(n, m)`, from 1."""
+def arm(
+    *,
+    step: int | None = None,
+    file_of_save: tuple[int, int] | None = None,
+    evaluated: tuple[str, str] | None = None,
+) -> None:
+    """Die after metrics line `step` is written, or at file m of checkpoint save n: `file_of_save=(n, m)`, from 1.
+
+    Or in the evaluation of a stage: `evaluated=(stage, moment)`, once its `answers` are there, its `rows` are written,
+    or its `block` is stored.
+    """
+    if evaluated is not None:
+        _arm_evaluation(*evaluated)
     if step is not None:
         dying = partial(_after_write, Metrics.write, step)
         Metrics.write = lambda self, *given: dying(self, *given)  # type: ignore[method-assign]
@@ -58,6 +70,29 @@ def arm(*, step: int | None = None, file_of_save: tuple[int, int] | None = None)
 
         run.save_checkpoint = counted_save
         checkpoint._sha256 = dying_digest
+
+
+def _arm_evaluation(stage: str, moment: str) -> None:
+    now = {"stage": ""}
+    evaluate_stage, evaluate, write_json = evaluation.evaluate_stage, evaluation.evaluate, store.write_json
+
+    def watched(context: Any, name: str) -> None:
+        now["stage"] = name
+        evaluate_stage(context, name)
+        if (name, moment) == (stage, "block"):
+            die()
+        now["stage"] = ""
+
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        rows = evaluate(*args, **kwargs)
+        return die() if (now["stage"], moment) == (stage, "answers") else rows
+
+    def written(*args: Any) -> None:
+        if (now["stage"], moment) == (stage, "rows"):
+            die()
+        write_json(*args)
+
+    run.evaluate_stage, evaluation.evaluate, store.write_json = watched, answered, written  # type: ignore[assignment]
 
 
 def _after_write(write: Callable[..., Any], last: int, metrics: Metrics, step: int, *given: Any) -> Any:

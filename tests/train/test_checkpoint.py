@@ -18,6 +18,7 @@ from transformers import AutoProcessor
 
 from mmreason.curriculum import make_gate, make_sampler
 from mmreason.data.loader import Loader
+from mmreason.recipe import dump_recipe
 from mmreason.schema import GateConfig, SamplerConfig
 from mmreason.train.checkpoint import (
     damage,
@@ -27,6 +28,7 @@ from mmreason.train.checkpoint import (
     rows_to_tensors,
 )
 from mmreason.train.distributed import make_backend
+from mmreason.train.folder import open_run
 from mmreason.train.run import train
 from mmreason.types import Sample
 from tests.rewards.build import group, sample, trajectory
@@ -171,6 +173,37 @@ def test_keys_that_change_no_number_may_change(whole: Path, tmp_path: Path, monk
     small.assert_same_run(whole, tmp_path / "run")
 
 
+def test_threads_that_a_recipe_names_may_not_change(whole: Path, tmp_path: Path) -> None:
+    """`whole` was made with num_threads: 1, which is what this process has as its own choice too."""
+    shutil.copytree(whole, tmp_path / "run")
+    for threads in (2, None):
+        torch.set_num_threads(2)
+        with pytest.raises(ValueError, match="num_threads: was 1, now 2"):
+            train(small.recipe(tmp_path / "run", num_threads=threads))
+    torch.set_num_threads(1)
+    open_run(
+        small.recipe(tmp_path / "run", num_threads=None), tmp_path / "run"
+    )  # the same number, named or not
+
+
+def test_threads_that_no_recipe_names_are_recorded_and_warned_about(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = small.recipe(tmp_path / "run", num_threads=None)
+    open_run(recipe, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-2").mkdir()
+    open_run(recipe, tmp_path / "run")
+    assert not caplog.records
+    torch.set_num_threads(2)
+    open_run(
+        recipe.model_copy(update={"num_threads": 1}), tmp_path / "run"
+    )  # pinned to what it was begun with
+    assert not caplog.records
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(recipe))
+    open_run(recipe, tmp_path / "run")
+    assert "was begun with 1 threads and goes on with 2" in caplog.text and "set num_threads=1" in caplog.text
+
+
 def test_what_another_recipe_measured_is_not_taken_over(tmp_path: Path, monkeypatch: Any) -> None:
     """A run killed before its first checkpoint leaves an evaluation behind; with another seed it is another model's."""
     killed(small.recipe(tmp_path / "run").model_dump(), step=1)
@@ -181,7 +214,7 @@ def test_what_another_recipe_measured_is_not_taken_over(tmp_path: Path, monkeypa
         train(small.recipe(tmp_path / name, stages=stages, seed=9))
     assert stale.keys() == {"before"}
     rows = [(tmp_path / name / "eval" / "before.jsonl").read_text() for name in ("run", "fresh")]
-    assert rows[0].replace("/run/", "/fresh/") == rows[1]
+    assert rows[0] == rows[1]
     assert small.metrics(tmp_path / "run") == small.metrics(tmp_path / "fresh")
 
 

@@ -25,6 +25,11 @@ POINTS: dict[str, dict[str, Any]] = {
     "between two iterations over one rollout": {"step": 11},
     "while the checkpoint between two stages is written": {"file_of_save": (3, 4)},
     "while a checkpoint with a rollout in it is written": {"file_of_save": (4, 1)},
+    "in the evaluation before training": {"evaluated": ("before", "answers")},
+    "in the evaluation between two stages": {"evaluated": ("sft", "answers")},
+    "between the two files of an evaluation": {"evaluated": ("sft", "rows")},
+    "when an evaluation is stored": {"evaluated": ("sft", "block")},
+    "in the last evaluation": {"evaluated": ("grpo", "answers")},
 }
 
 
