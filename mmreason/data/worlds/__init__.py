@@ -17,13 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmreason.data.worlds import audio, image
+from mmreason.data.worlds import audio, image, video
 from mmreason.data.worlds.rows import OPTION_STYLES, SPLITS, SceneItem, World, WorldSettings, build_row
 from mmreason.types import MediaKind
 
 __all__ = ["WORLDS", "make_world", "read_settings", "world_settings"]
 
-WORLDS: dict[str, World] = {w.name: w for w in (image.WORLD, audio.WORLD)}
+WORLDS: dict[str, World] = {w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD)}
 FILES_PER_SHARD = 4096
 SHARD_NAMES: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audios"}
 ROWS, SETTINGS = "rows.jsonl", "world.json"

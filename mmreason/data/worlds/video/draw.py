@@ -1,0 +1,141 @@
+"""Frames of a clip: 64x64 pixels, 8 a second, 16-pixel cells; evidence boxes and dense truth that agree with them.
+
+At the first frame of a moment (every half second) a moving thing lies a little behind the middle of its new cell,
+so that a single picture shows which way it goes. A flash is a bright glow around a thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmreason.data.worlds.drawing import as_pixels, ground, paint, varied
+from mmreason.data.worlds.image.scenes import COLOURS, SHAPES, SIDE
+from mmreason.data.worlds.rows import Target
+from mmreason.data.worlds.video.physics import MOMENT, MOMENTS, SECONDS, STEPS, WAYS, Clip, Event, Look, Track
+
+PIXELS = 64
+CELL = PIXELS // SIDE
+FPS = 8
+PER_MOMENT = round(FPS * MOMENT)
+SIZES = (11, 12)  # smallest and largest side of a thing, pixels
+SHIFT = 1  # largest offset of a resting thing from the middle of its cell, pixels
+TRAVEL = (-5, -2, 2, 5)  # pixels from the middle of the cell in the frames of one moment, while a thing moves
+GLOW = np.asarray((250, 110, 250), dtype=np.float32)
+EMPTY = "empty"
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How one thing is drawn: its side in pixels, its offset from the middle of a cell, its shade of each colour."""
+
+    size: int
+    dx: int
+    dy: int
+    fills: dict[str, np.ndarray]
+
+
+def lay_out(clip: Clip, rng: Rng) -> tuple[Placed, ...]:
+    """Sizes, offsets and shades, beside `clip.actors`."""
+    placed = []
+    for _ in clip.actors:
+        dx, dy = (int(d) for d in rng.integers(-SHIFT, SHIFT + 1, size=2))
+        size = int(rng.integers(SIZES[0], SIZES[1] + 1))
+        placed.append(Placed(size, dx, dy, {colour: varied(colour, rng) for colour in COLOURS}))
+    return tuple(placed)
+
+
+def corner(placed: Placed, track: Track, moment: int, part: int) -> tuple[int, int]:
+    """Left and top pixel of a thing in frame `part` (0..3) of a moment (1..8) at which it is there."""
+    look = track[moment - 1]
+    assert look is not None
+    following = track[moment] if moment < MOMENTS else None
+    way = look.way if part < PER_MOMENT // 2 else following.way if following else ""
+    rows, columns = STEPS.get(way, (0, 0))
+    middle = (CELL - placed.size) // 2
+    left = (look.column - 1) * CELL + middle + placed.dx + columns * TRAVEL[part]
+    top = (look.row - 1) * CELL + middle + placed.dy + rows * TRAVEL[part]
+    return min(max(left, 0), PIXELS - placed.size), min(max(top, 0), PIXELS - placed.size)
+
+
+def _glow(canvas: np.ndarray, look: Look) -> None:
+    """A bright disc that fills the cell."""
+    from_middle = np.abs(np.arange(CELL, dtype=np.float32) - (CELL - 1) / 2)
+    far = np.hypot(from_middle[:, None], from_middle[None, :])
+    cover = np.clip(CELL / 2 - far, 0, 1)[:, :, None]
+    area = canvas[(look.row - 1) * CELL : look.row * CELL, (look.column - 1) * CELL : look.column * CELL]
+    area += cover * (GLOW - area)
+
+
+def draw_frames(clip: Clip, layout: Sequence[Placed], rng: Rng) -> np.ndarray:
+    """All frames, uint8 [32, 64, 64, 3]."""
+    base = ground(PIXELS, CELL, rng)
+    drawn: dict[tuple[Any, ...], np.ndarray] = {}
+    frames = []
+    for number in range(MOMENTS * PER_MOMENT):
+        moment, part = number // PER_MOMENT + 1, number % PER_MOMENT
+        seen = [
+            (i, look, corner(layout[i], track, moment, part))
+            for i, track in enumerate(clip.tracks)
+            if (look := track[moment - 1])
+        ]
+        key = tuple((i, look.colour, look.flash, at) for i, look, at in seen)
+        if key not in drawn:
+            canvas = base.copy()
+            for _, look, _ in seen:
+                if look.flash:
+                    _glow(canvas, look)
+            for i, look, (left, top) in seen:
+                shape, size = clip.actors[i].shape, layout[i].size
+                paint(canvas, shape, layout[i].fills[look.colour], left, top, size)
+            drawn[key] = as_pixels(canvas)
+        frames.append(drawn[key])
+    return np.stack(frames)
+
+
+def seconds_of(moment: int) -> float:
+    """When a moment begins: 1 -> 0.0, 3 -> 1.0."""
+    return (moment - 1) * MOMENT
+
+
+def evidence_of(events: Sequence[Event], clip: Clip, layout: Sequence[Placed]) -> tuple[dict[str, Any], ...]:
+    """A box [x0, y0, x1, y1] (pixels, x1 and y1 exclusive) with its `t` for every event, and the span of a move.
+
+    What vanished is shown where it was last seen.
+    """
+    evidence: list[dict[str, Any]] = []
+    for event in events:
+        i = next(i for i, actor in enumerate(clip.actors) if actor.name == event.name)
+        moment = event.moment - 1 if event.verb == "vanished" else event.moment
+        left, top = corner(layout[i], clip.tracks[i], moment, 0)
+        size = layout[i].size
+        box = [left, top, left + size, top + size]
+        evidence.append({"box": box, "t": seconds_of(moment), "label": event.phrase})
+        if event.verb == "moved":
+            span = [seconds_of(event.moment - 1), seconds_of(event.until + 1)]
+            evidence.append({"span": span, "label": event.phrase})
+    return tuple(evidence)
+
+
+def targets_of(clip: Clip) -> tuple[Target, ...]:
+    """What each cell holds at each moment: colour, shape, the way it came in, and whether it flashes."""
+    bins = (MOMENTS, SIDE, SIDE)
+    labels = {name: np.zeros(bins, dtype=int) for name in ("colour", "shape", "motion", "flash")}
+    for actor, track in zip(clip.actors, clip.tracks, strict=True):
+        for moment, look in enumerate(track):
+            if look:
+                at = (moment, look.row - 1, look.column - 1)
+                labels["colour"][at] = COLOURS.index(look.colour) + 1
+                labels["shape"][at] = SHAPES.index(actor.shape) + 1
+                labels["motion"][at] = WAYS.index(look.way) + 1 if look.way else 0
+                labels["flash"][at] = int(look.flash)
+    words = {"colour": COLOURS, "shape": SHAPES, "motion": WAYS, "flash": ("flashed",)}
+    return tuple(
+        Target(0, f"video/{name}", (EMPTY, *words[name]), bins, tuple(int(v) for v in grid.ravel()), SECONDS)
+        for name, grid in labels.items()
+    )
