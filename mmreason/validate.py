@@ -19,15 +19,16 @@ from rich.table import Table
 from mmreason.curriculum import gate_problem
 from mmreason.data.media import MediaError, MediaLimits, check, decode, limits_of
 from mmreason.data.sources import check_rows
+from mmreason.data.targets import dense_targets, with_targets
 from mmreason.data.transforms import conversations, supervised, target_text
 from mmreason.evaluate.rows import bare_group
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded, load_model
 from mmreason.plugins import load_plugins
 from mmreason.recipe import RecipeError, load_recipe, sources_of
-from mmreason.render import Renderer, RenderError, sampling_rate_of
+from mmreason.render import Renderer, RenderError
 from mmreason.rewards import REWARDS, reward_problems, score_group, user_rewards
-from mmreason.schema import GRPOStage, Recipe, SFTStage, SourceConfig, StageConfig
+from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, SourceConfig, StageConfig
 from mmreason.train.prepare import training_texts
 from mmreason.types import DecodedMedium, MediumRef, Rendered, Sample
 
@@ -132,6 +133,8 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
         for stage in recipe.stages:
             if isinstance(stage, GRPOStage) and not any(p.startswith(f"stages.{stage.name}.") for p in wrong):
                 _rewards(stage, sources, report)
+            if isinstance(stage, PretaskStage):
+                _dense(stage, sources, report)
         loaded = _attempt(report, lambda: _load(recipe, sources))
         if loaded is None:
             report.notes.append("rendering and memory are checked once the model loads")
@@ -263,6 +266,21 @@ def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Repo
     report.rewards[stage.name] = {name: sum(v) / len(v) if v else None for name, v in values.items()}
 
 
+def _dense(stage: PretaskStage, sources: Mapping[str, list[Sample]], report: Report) -> None:
+    """The dense truth that a pretask learns from: there at all, and whole."""
+    for name in stage.data:
+        found = with_targets(sources[name])
+        if sources[name] and not found:
+            report.add(
+                [f"stages.{stage.name}: data.{name} holds no row with `targets`, which a pretask learns from"]
+            )
+        for sample in found:
+            try:
+                dense_targets(sample)
+            except ValueError as error:
+                report.add([f"data.{name}, {error}"])
+
+
 # --- media, template, token counts
 
 
@@ -283,7 +301,7 @@ def _render(
     recipe: Recipe, renderer: Renderer, source: str, samples: Sequence[Sample], report: Report
 ) -> None:
     """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
-    limits = limits_of(recipe, sampling_rate_of(renderer.processor))
+    limits = limits_of(recipe, renderer.processor)
     stages = [s for s in recipe.stages if source in s.sources()]
     prompts: list[int] = []
     targets: list[int] = []

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mmreason.data.loader import Loader
+from mmreason.data.targets import DenseTarget, dense_targets, with_targets
 from mmreason.model.family import bare
 from mmreason.objective.dense import resampled, word_logits, word_loss, word_vectors
 from mmreason.schema import PretaskStage
@@ -31,7 +32,7 @@ class Seen:
 
     rendered: Rendered
     kinds: tuple[str, ...]  # of the row's media, in order
-    targets: tuple[Mapping[str, Any], ...]
+    targets: tuple[DenseTarget, ...]
 
 
 class Pretask:
@@ -50,13 +51,15 @@ class Pretask:
             )
         self.context = context
         self.stage = stage
-        rows = {name: [s for s in context.sources[name] if s.columns.get("targets")] for name in stage.data}
+        rows = {name: with_targets(context.sources[name]) for name in stage.data}
         bare_sources = sorted(name for name, found in rows.items() if not found)
         if bare_sources:
             raise ValueError(
                 f"stage {stage.name}: the sources {bare_sources} hold no row with `targets`; give worlds made by "
                 "`mmreason data make`, or rows with dense truth of your own"
             )
+        # read at once: what is wrong shows before the first step
+        self._targets = {(s.source, s.id): dense_targets(s) for found in rows.values() for s in found}
         self.loader = Loader(rows, stage.data, {}, seed=context.recipe.seed)
         self._words: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -70,7 +73,7 @@ class Pretask:
             for sample in self.loader.next(wanted - len(seen)):
                 rendered = self.context.feed.prompt(sample, self.stage)
                 if rendered is not None:
-                    seen.append(_seen(sample, rendered))
+                    seen.append(self._seen(sample, rendered))
         else:
             raise ValueError(
                 f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl"
@@ -78,6 +81,10 @@ class Pretask:
         return Batch(
             [], Objective(), {"epoch": self.loader.epoch}, learn=lambda t, p: self._learn(seen, t, p)
         )
+
+    def _seen(self, sample: Sample, rendered: Rendered) -> Seen:
+        kinds = tuple(ref.kind for ref in sample.media)
+        return Seen(rendered, kinds, self._targets[sample.source, sample.id])
 
     def _learn(self, seen: Sequence[Seen], trainer: Trainer, progress: float) -> dict[str, float]:
         """One optimizer step on the mean cross-entropy over every label of every medium."""
@@ -112,10 +119,10 @@ class Pretask:
         for row, features in zip(batch, per_row, strict=True):
             media = by_medium(features, row.kinds)
             for target in row.targets:
-                labels = torch.tensor(target["labels"]).view(*target["grid"])
-                for part in grids(media[target["medium"]], row.kinds[target["medium"]], model.config):
+                labels = torch.tensor(target.labels).view(*target.grid)
+                for part in grids(media[target.medium], row.kinds[target.medium], model.config):
                     asked = resampled(labels, part.shape[:3]).flatten().to(device)
-                    found[target["name"], tuple(target["words"])].append((part.flatten(0, 2), asked))
+                    found[target.name, target.words].append((part.flatten(0, 2), asked))
         table = model.get_input_embeddings().weight
         for (name, words), parts in found.items():
             logits = word_logits(
@@ -139,10 +146,6 @@ class Pretask:
 
     def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
         self.loader.load_state_dict(state["loader"])
-
-
-def _seen(sample: Sample, rendered: Rendered) -> Seen:
-    return Seen(rendered, tuple(ref.kind for ref in sample.media), tuple(sample.columns["targets"]))
 
 
 def media_features(
