@@ -32,7 +32,8 @@ class AssembleConfig(Closed):
     """A new multimodal model: encoders, projectors and a causal LLM, pretrained by path or fresh from a config.
 
     `vision`, each entry of `audio`, and `llm` are either `{pretrained: NAME_OR_PATH}` or a transformers config
-    as a mapping with `model_type`.
+    as a mapping with `model_type`. An entry of `audio` may also hold `audio_merge`: how many moments of that encoder
+    become one token of the LLM.
     """
 
     vision: dict[str, Any] | None = None
@@ -41,6 +42,8 @@ class AssembleConfig(Closed):
     tokenizer: TokenizerConfig = TokenizerConfig()
     image_size: PositiveInt = 64
     spatial_merge: PositiveInt = 1  # side of the square of patches that become one token of the LLM
+    temporal_merge: PositiveInt = 1  # frames of a video that share the tokens of one
+    time_embedding: bool = True  # a learned signal of the moment is added to frames and sound
     projector_hidden: PositiveInt | None = (
         None  # width of the projector's hidden layer; default: the LLM's width
     )
@@ -58,8 +61,8 @@ class ModelConfig(Closed):
     chat_template: str | None = None  # a jinja file that replaces the tokenizer's own
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    fps: float = Field(2.0, gt=0)  # frames kept of a second of video
-    max_frames: PositiveInt = 16
+    fps: float | None = Field(None, gt=0)  # frames kept of a second of video; None: the checkpoint's own, or 2
+    max_frames: PositiveInt | None = None  # of one video; None: the checkpoint's own, or 16
     freeze_vision_tower: bool = False
     freeze_audio_tower: bool = False
     freeze_multi_modal_projector: bool = False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmreason.data.media import MediaLimits, decode
+from mmreason.data.media import decode, limits_of
 from mmreason.model.load import load_model
 from mmreason.plugins import load_plugins
-from mmreason.render import Renderer, sampling_rate_of
+from mmreason.render import Renderer
 from mmreason.rollout.generate import SamplingParams, generate
 from mmreason.schema import ModelConfig
 from mmreason.types import MediaKind, MediumRef, Message, Part, Sample
@@ -29,7 +29,7 @@ def answer(
     parts = tuple(Part(ref.kind, medium=i) for i, ref in enumerate(refs))
     turn = Message("user", (*parts, Part("text", text=question)))
     sample = Sample("chat:1", "chat", (turn,), refs)
-    limits = MediaLimits(sampling_rate=sampling_rate_of(loaded.processor))
+    limits = limits_of(processor=loaded.processor)
     prompt = renderer.prompt(sample, [decode(ref, limits) for ref in refs])
     params = SamplingParams(max_completion_length, greedy=True)
     (group,) = generate(loaded.model, loaded.family, renderer, [prompt], 1, params)

@@ -69,10 +69,15 @@ def assemble(
     tokenizer = _tokenizer(cfg, texts, remote)
     llm = _language_model(cfg, tokenizer, options, remote)
     vision = _vision_tower(cfg, options, remote)
-    audio = [_audio_tower(entry, cfg, options, remote) for entry in cfg.audio]
+    merges = [_audio_merge(entry) for entry in cfg.audio]
+    entries = [{key: value for key, value in entry.items() if key != "audio_merge"} for entry in cfg.audio]
+    audio = [_audio_tower(entry, cfg, options, remote) for entry in entries]
     image_processor, image_tokens, size = _image_side(cfg, vision, remote)
     image_tokens = _merged(image_tokens, cfg.spatial_merge)
-    specs = [_audio_side(entry, tower, remote) for entry, tower in zip(cfg.audio, audio, strict=True)]
+    specs = [
+        _audio_side(entry, tower.config, merge, remote)
+        for entry, tower, merge in zip(entries, audio, merges, strict=True)
+    ]
     config = AutoConfig.for_model(
         ARCHITECTURE,
         vision_config=None if vision is None else vision.config,
@@ -84,7 +89,11 @@ def assemble(
         image_size=size,
         image_tokens=image_tokens,
         spatial_merge=cfg.spatial_merge,
+        temporal_merge=cfg.temporal_merge,
         audio_tokens=[spec["tokens"] for spec in specs],
+        audio_merge=merges,
+        audio_seconds=[spec["seconds"] for spec in specs],
+        time_embedding=cfg.time_embedding,
         projector_hidden=cfg.projector_hidden,
         initializer_range=cfg.initializer_range,
         dtype=dtype,
@@ -96,6 +105,7 @@ def assemble(
         image_processor=image_processor,
         tokenizer=tokenizer,
         image_tokens=image_tokens,
+        temporal_merge=cfg.temporal_merge,
         audio_encoders=specs,
         chat_template=tokenizer.chat_template,
     )
@@ -269,28 +279,35 @@ def _square_processor(size: int) -> Any:
     return SiglipImageProcessor(size={"height": size, "width": size})
 
 
-def _audio_side(entry: dict[str, Any], tower: PreTrainedModel, remote: bool) -> dict[str, Any]:
+def _audio_merge(entry: dict[str, Any]) -> int:
+    merge = entry.get("audio_merge", 1)
+    if type(merge) is not int or merge < 1:
+        raise ValueError(
+            f"model.assemble.audio has audio_merge {merge!r}; a whole number from 1 on is needed"
+        )
+    return merge
+
+
+def _audio_side(entry: dict[str, Any], config: Any, merge: int, remote: bool) -> dict[str, Any]:
     """The processor's entry for one audio encoder: extractor settings, tokens per clip, seconds per clip."""
-    config = tower.config
-    if config.model_type == "whisper":
-        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=1)
-        frames = 2 * config.max_source_positions
-        per_second = extractor.sampling_rate // extractor.hop_length
-        if frames % per_second:
+    if config.model_type == "whisper":  # two frames, one every 10 ms, make one hidden state
+        moments, seconds = config.max_source_positions, config.max_source_positions / 50
+        if seconds % 1:
             raise ValueError(
                 f"model.assemble.audio: max_source_positions {config.max_source_positions} is not a whole number of "
-                f"seconds; give a multiple of {per_second // 2}"
+                "seconds; give a multiple of 50"
             )
-        seconds = float(frames // per_second)
-        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=int(seconds))
-    else:
-        extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
-        seconds = config.max_length * 0.01 + 0.015  # frames of 25 ms, one every 10 ms
+        fresh = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=int(seconds))
+    else:  # frames of 25 ms, one every 10 ms; all frequencies of a moment are one
+        moments = (config.max_length - config.patch_size) // config.time_stride + 1
+        seconds = config.max_length * 0.01 + 0.015
+        fresh = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+    if moments % merge:
+        raise ValueError(
+            f"model.assemble.audio: audio_merge is {merge}; this {config.model_type} makes {moments} moments of "
+            f"{seconds:g} s, so it may be one of {[m for m in range(1, moments + 1) if moments % m == 0]}"
+        )
+    extractor = fresh
     if "pretrained" in entry:
         extractor = AutoFeatureExtractor.from_pretrained(entry["pretrained"], trust_remote_code=remote)
-    silence = extractor(
-        [[0.0] * extractor.sampling_rate], sampling_rate=extractor.sampling_rate, return_tensors="pt"
-    )
-    with torch.no_grad():
-        hidden = tower(silence[extractor.model_input_names[0]].to(tower.dtype)).last_hidden_state
-    return {"extractor": extractor.to_dict(), "tokens": hidden.shape[1], "seconds": seconds}
+    return {"extractor": extractor.to_dict(), "tokens": moments // merge, "seconds": seconds}

@@ -120,7 +120,7 @@ def _assembled_parts() -> dict[str, tuple[str, ...]]:
     return {
         "vision": ("vision_tower",),
         "audio": ("audio_towers",),
-        "projector": ("vision_projector", "audio_projectors"),
+        "projector": ("vision_projector", "video_projector", "audio_projectors", "time_embedding"),
         "llm": ("language_model",),
     }
 

@@ -132,6 +132,9 @@ def _settle(model: PreTrainedModel, processor: Any, cfg: ModelConfig) -> None:
             f"{type(model).__name__}: the processor has no chat template, so messages cannot be rendered; give a jinja "
             "file as model.chat_template"
         )
+    for key, value in (("fps", cfg.fps), ("max_frames", cfg.max_frames)):
+        if value is not None and hasattr(processor, key):  # ours: it samples a video's frames by itself
+            setattr(processor, key, value)
     size = getattr(getattr(processor, "image_processor", None), "size", None) or {}
     # processors of one fixed size have no such bounds and keep their size
     for bound, edge in ((cfg.min_pixels, "shortest_edge"), (cfg.max_pixels, "longest_edge")):

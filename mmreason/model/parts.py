@@ -59,7 +59,8 @@ def add_lora(model: PreTrainedModel, family: Family, cfg: ModelConfig) -> PeftMo
     open_layers = [name for name in linear if family.part_of(name) not in frozen]
     whole: list[str] = []
     if family.name == "assembled" and "projector" not in frozen:
-        whole = ["vision_projector"] if getattr(model, "vision_projector", None) is not None else []
+        singles = ("vision_projector", "video_projector", "time_embedding")
+        whole = [name for name in singles if getattr(model, name, None) is not None]
         whole += [f"audio_projectors.{i}" for i in range(len(model.audio_projectors))]
     head = model.get_output_embeddings()
     targets = [n for n in open_layers if family.part_of(n) != "projector" or not whole]

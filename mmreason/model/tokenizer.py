@@ -16,6 +16,7 @@ ANSWER_TAGS = ("think", "answer", "planning", "caption", "reasoning", "summary")
 # one token each, but ordinary text: they are sampled, decoded and learned like words
 TAG_TOKENS = tuple(f"<{slash}{tag}>" for tag in ANSWER_TAGS for slash in ("", "/"))
 
+# a sound directly behind a video is its own: the two share one run (a part {"type": "audio", "apart": true} does not)
 CHATML = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -28,9 +29,12 @@ CHATML = """\
 {%- elif part['type'] == 'image' -%}
 {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
 {%- elif part['type'] == 'video' -%}
-{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+{%- set sound = loop.nextitem is defined and loop.nextitem['type'] == 'audio' and not loop.nextitem['apart'] -%}
+{{- '<|vision_start|><|video_pad|>' + ('<|audio_pad|>' if sound else '') + '<|vision_end|>' -}}
 {%- elif part['type'] == 'audio' -%}
+{%- if not (loop.previtem is defined and loop.previtem['type'] == 'video' and not part['apart']) -%}
 {{- '<|audio_start|><|audio_pad|><|audio_end|>' -}}
+{%- endif -%}
 {%- else -%}
 {{- raise_exception('unknown content part ' + part['type'] + '; allowed are text, image, video, audio') -}}
 {%- endif -%}

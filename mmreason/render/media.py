@@ -21,17 +21,19 @@ def media_arguments(processor: Any, media: Sequence[DecodedMedium]) -> dict[str,
     audio = [m for m in media if m.kind == "audio"]
     out: dict[str, Any] = {}
     if images:
-        qwen = "Qwen" in type(getattr(processor, "image_processor", None)).__name__
+        qwen = _is_qwen(processor)
         out["images"] = [_qwen_image(processor.image_processor, m) if qwen else m.image for m in images]
         if qwen:
             out["images_kwargs"] = {"do_resize": False}
-    if videos:
-        out["videos"] = [m.frames for m in videos]
-        if hasattr(processor, "video_processor"):
-            out["videos_kwargs"] = {
-                "do_sample_frames": False,
-                "video_metadata": [_metadata(m) for m in videos],
-            }
+    if videos and hasattr(processor, "video_processor"):
+        out["videos"] = [_qwen_video(processor, m) if _is_qwen(processor) else m.frames for m in videos]
+        out["videos_kwargs"] = {
+            "do_sample_frames": False,
+            "video_metadata": [_metadata(m) for m in videos],
+            **({"do_resize": False} if _is_qwen(processor) else {}),
+        }
+    elif videos:
+        out |= {"videos": [m.frames for m in videos], "video_times": [m.timestamps for m in videos]}
     if audio:
         rates = sorted({m.sampling_rate or 0 for m in audio})
         if len(rates) > 1:
@@ -40,10 +42,8 @@ def media_arguments(processor: Any, media: Sequence[DecodedMedium]) -> dict[str,
     return out
 
 
-def sampling_rate_of(processor: Any) -> int:
-    """Hz that a processor wants its sound at; 16000 where it takes none."""
-    extractor = getattr(processor, "feature_extractor", processor)
-    return int(getattr(extractor, "sampling_rate", None) or 16_000)
+def _is_qwen(processor: Any) -> bool:
+    return "Qwen" in type(getattr(processor, "image_processor", None)).__name__
 
 
 def _qwen_image(image_processor: Any, medium: DecodedMedium) -> Image.Image:
@@ -58,9 +58,41 @@ def _qwen_image(image_processor: Any, medium: DecodedMedium) -> Image.Image:
     return fetch_image({"image": medium.image, **bounds}, image_patch_size=image_processor.patch_size)
 
 
+def _qwen_video(processor: Any, medium: DecodedMedium) -> torch.Tensor:
+    """Frames float32 [F, 3, H, W], resized as qwen-vl-utils' `fetch_video` resizes those that it reads by itself.
+
+    That function takes a path, or pictures, whose size it rounds to larger squares; so its rule is spelt out here.
+    The recipe's bounds are per frame; a lower `max_pixels` than its least size lowers that too.
+    """
+    # imported here: see _qwen_image
+    from qwen_vl_utils import vision_process as utils
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
+
+    assert medium.frames is not None
+    count, height, width, _ = medium.frames.shape
+    factor = processor.image_processor.patch_size * utils.SPATIAL_MERGE_SIZE
+    least = medium.min_pixels or utils.VIDEO_MIN_TOKEN_NUM * factor**2
+    least = min(least, medium.max_pixels or least)
+    whole = utils.MODEL_SEQ_LEN * factor**2 * 0.9 / count * utils.FRAME_FACTOR
+    most = max(min(utils.VIDEO_MAX_TOKEN_NUM * factor**2, whole), int(least * 1.05))
+    size = utils.smart_resize(
+        height, width, factor=factor, min_pixels=least, max_pixels=min(medium.max_pixels or most, most)
+    )
+    frames = torch.from_numpy(medium.frames).permute(0, 3, 1, 2)
+    return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
+
+
 def _metadata(medium: DecodedMedium) -> dict[str, Any]:
-    """transformers' VideoMetadata of frames that are already chosen: their times as indices at their own rate."""
+    """transformers' VideoMetadata of frames that are already chosen: which of the file they are, where that is known.
+
+    Otherwise their times stand as indices at their own rate.
+    """
     assert medium.frames is not None and medium.timestamps is not None
+    if medium.frame_indices is not None and medium.video_fps and medium.total_frames:
+        total, fps = medium.total_frames, medium.video_fps
+        indices = medium.frame_indices.tolist()
+        return {"total_num_frames": total, "fps": fps, "frames_indices": indices, "duration": total / fps}
     times = medium.timestamps
     step = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
     fps = 1.0 / step if step > 0 else 1.0
@@ -79,9 +111,10 @@ def feature_count(
     if grid is not None:
         part = processor.video_processor if kind == "video" else processor.image_processor
         return int(grid.prod(dim=-1).sum()) // part.merge_size**2
-    per_picture = getattr(processor, "image_tokens", None)
-    if per_picture and kind == "image":
-        return per_picture * len(media)
-    if per_picture and kind == "video":
-        return per_picture * sum(len(m.frames) for m in media if m.frames is not None)
-    return None
+    heard = tensors.get("feature_attention_mask")
+    if kind == "audio" and heard is not None:  # Qwen2-Audio: two frames make a state, two states a feature
+        return int((((heard.sum(dim=-1) - 1) // 2 + 1 - 2) // 2 + 1).sum())
+    count = getattr(processor, "feature_count", None)  # our own processors tell
+    if count is None:
+        return None
+    return sum(count(kind, 1 if m.frames is None else len(m.frames)) for m in media)

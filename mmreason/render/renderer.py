@@ -16,7 +16,16 @@ import torch
 
 from mmreason.render.media import feature_count, media_arguments
 from mmreason.render.template import ChatTemplate, RenderError, difference, text_turn
-from mmreason.types import ROLE_CODES, DecodedMedium, MediaKind, Message, Rendered, RoleName, Sample
+from mmreason.types import (
+    ROLE_CODES,
+    DecodedMedium,
+    MediaKind,
+    Message,
+    Part,
+    Rendered,
+    RoleName,
+    Sample,
+)
 
 KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")  # mm_token_type_ids are 1, 2, 3 in this order
 _BOUNDARY = re.compile(r"<\|(vision|image|video|audio)_\w+\|>")  # tokens that open, close or hold media
@@ -187,7 +196,7 @@ class Renderer:
 
     def _turn(self, sample: Sample, message: Message) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
-        for part in message.parts:
+        for part, before in zip(message.parts, (None, *message.parts), strict=False):
             if part.type == "text":
                 bad = self._forbidden.search(part.text)
                 if bad:
@@ -201,7 +210,8 @@ class Renderer:
                     f"row {sample.id}: an assistant turn holds {part.type}; models write text only"
                 )
             else:
-                content.append({"type": part.type, "medium": part.medium})
+                apart = {"apart": True} if _stands_apart(sample, before, part) else {}
+                content.append({"type": part.type, "medium": part.medium, **apart})
         return {"role": message.role, "content": content}
 
     def _pieces(
@@ -326,6 +336,14 @@ class Renderer:
             f"{self.max_prompt_length} (max_prompt_length): shorten the question, lower model.max_pixels, or raise "
             "max_prompt_length"
         )
+
+
+def _stands_apart(sample: Sample, before: Part | None, part: Part) -> bool:
+    """Whether a sound that follows a video is another file's: templates take it for the video's own otherwise."""
+    if part.type != "audio" or before is None or before.type != "video":
+        return False
+    film, sound = sample.media[before.medium], sample.media[part.medium]
+    return (film.root, film.path, film.content) != (sound.root, sound.path, sound.content)
 
 
 def _fail(sample: Sample, piece: _Piece, why: str, cause: BaseException | None = None) -> NoReturn:

@@ -17,7 +17,7 @@ from mmreason.data.sources import load_rows
 from mmreason.model.load import Loaded, load_model
 from mmreason.model.save import copy_weights, read_weights
 from mmreason.plugins import load_plugins
-from mmreason.render import Renderer, sampling_rate_of
+from mmreason.render import Renderer
 from mmreason.schema import Recipe, Stage
 from mmreason.train.context import Context
 from mmreason.train.distributed import Backend, make_backend
@@ -54,7 +54,7 @@ def assemble(
         max_fraction=recipe.max_bad_fraction,
         writes=backend.is_main,
     )
-    limits = limits_of(recipe, sampling_rate_of(loaded.processor))
+    limits = limits_of(recipe, loaded.processor)
     return Context(
         recipe=recipe,
         run_dir=run_dir,

@@ -14,35 +14,19 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_assembled import AssembledConfig
-
-
-class AssembledProjector(nn.Module):
-    """LayerNorm, then an MLP with GELU, from an encoder's width to the LLM's: [N, T, D] -> [N, T, H]."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.linear_in = nn.Linear(width, hidden)
-        self.act = nn.GELU()
-        self.linear_out = nn.Linear(hidden, out)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.linear_out(self.act(self.linear_in(self.norm(features))))
+from .features_assembled import (
+    AssembledProjector,
+    TimeEmbedding,
+    frequency_patches,
+    merge_frames,
+    merge_moments,
+    merge_patches,
+)
 
 
 def encoder_part(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a tower that makes features: the encoder of an encoder-decoder (Whisper), else all of it."""
     return model.get_encoder() if model.config.is_encoder_decoder else model
-
-
-def merge_patches(hidden: torch.Tensor, merge: int) -> torch.Tensor:
-    """Squares of `merge` x `merge` neighbours side by side: [N, T, D] -> [N, T / merge**2, D * merge**2]."""
-    if merge == 1:
-        return hidden
-    count, tokens, width = hidden.shape
-    side = int(tokens**0.5)
-    squares = hidden.view(count, side // merge, merge, side // merge, merge, width).transpose(2, 3)
-    return squares.reshape(count, tokens // merge**2, width * merge**2)
 
 
 class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -89,26 +73,33 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if vision_tower is not None:
             merged = vision_tower.config.hidden_size * config.spatial_merge**2
             self.vision_projector = AssembledProjector(merged, hidden, width)
+        self.video_projector = None
+        if vision_tower is not None and config.temporal_merge > 1:
+            self.video_projector = AssembledProjector(merged * config.temporal_merge, hidden, width)
         self.audio_towers = nn.ModuleList(audio_towers)
         self.audio_projectors = nn.ModuleList(
-            AssembledProjector(tower.config.hidden_size, hidden, width) for tower in audio_towers
+            AssembledProjector(
+                tower.config.hidden_size * frequency_patches(tower.config) * merge, hidden, width
+            )
+            for tower, merge in zip(audio_towers, config.audio_merge, strict=True)
         )
+        self.time_embedding = TimeEmbedding(width) if config.time_embedding else None
         self.language_model = language_model
         self.post_init()
 
     @property
-    def media_names(self) -> dict[str, tuple[int, int]]:
-        """Media argument of forward -> (placeholder id, tokens per row of that tensor)."""
+    def media_names(self) -> dict[str, tuple[int, int, int]]:
+        """Media argument of forward -> (placeholder id, rows of that tensor, placeholder tokens of so many rows)."""
         config = self.config
-        visual = {"pixel_values": config.image_token_id, "pixel_values_videos": config.video_token_id}
-        names = {
-            name: (token, config.image_tokens)
-            for name, token in visual.items()
-            if self.vision_tower is not None
-        }
-        return names | {
-            name: (config.audio_token_id, sum(config.audio_tokens)) for name in config.audio_names
-        }
+        names = {}
+        if self.vision_tower is not None:
+            names["pixel_values"] = (config.image_token_id, 1, config.image_tokens)
+            film = (config.video_token_id, config.temporal_merge, config.image_tokens)
+            names |= {"pixel_values_videos": film, "video_times": film}
+        if config.audio_names:
+            clip = (config.audio_token_id, 1, sum(config.audio_tokens))
+            names |= dict.fromkeys([*config.audio_names, "audio_order"], clip)
+        return names
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -125,25 +116,43 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self, modality: str | None = None) -> nn.Module:
         return self.language_model.get_decoder() if modality is None else super().get_decoder(modality)
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Pictures or video frames [N, 3, S, S] -> features in the LLM's space [N, image_tokens, H]."""
-        if self.vision_tower is None or self.vision_projector is None:
+    def _patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures [N, 3, S, S] -> merged hidden states [N, image_tokens, D]."""
+        if self.vision_tower is None:
             raise ValueError(
                 "this model has no vision tower; it got pixel_values; give it text and audio only"
             )
         hidden = self.vision_tower(pixel_values.to(self.vision_tower.dtype)).last_hidden_state
         merge = self.config.spatial_merge
-        return self.vision_projector(merge_patches(hidden[:, -self.config.image_tokens * merge**2 :], merge))
+        return merge_patches(hidden[:, -self.config.image_tokens * merge**2 :], merge)
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Pictures or video frames [N, 3, S, S] -> features in the LLM's space [N, image_tokens, H]."""
+        patches = self._patches(pixel_values)
+        assert self.vision_projector is not None
+        return self.vision_projector(patches)
+
+    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Video frames [F, 3, S, S], of each video a multiple of temporal_merge -> [F / merge, image_tokens, H]."""
+        if self.video_projector is None:
+            return self.get_image_features(pixel_values_videos)
+        patches = self._patches(pixel_values_videos)
+        return self.video_projector(merge_frames(patches, self.config.temporal_merge))
 
     def get_audio_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The clips as every encoder wants them, each [N, ...] -> [N, sum(audio_tokens), H], encoder after encoder."""
+        """The clips as every encoder wants them, each [N, ...] -> [N, sum(audio_tokens), H].
+
+        Encoder after encoder, the features of each in time order, evenly over its window.
+        """
         if len(features) != len(self.audio_towers):
             raise ValueError(
                 f"{len(features)} audio inputs for {len(self.audio_towers)} audio encoders; give one each"
             )
         encoded = [
-            projector(tower(x.to(self.dtype)).last_hidden_state)
-            for x, tower, projector in zip(features, self.audio_towers, self.audio_projectors, strict=True)
+            projector(merge_moments(tower(x.to(self.dtype)).last_hidden_state, tower.config, merge))
+            for x, tower, projector, merge in zip(
+                features, self.audio_towers, self.audio_projectors, self.config.audio_merge, strict=True
+            )
         ]
         return torch.cat(encoded, dim=1)
 
@@ -186,11 +195,36 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             features["image"] = self.get_image_features(pixel_values)
         if pixel_values_videos is not None:
-            features["video"] = self.get_image_features(pixel_values_videos)
+            features["video"] = self.get_video_features(pixel_values_videos)
         given = [x for x in audio if x is not None]
         if given:
             features["audio"] = self.get_audio_features(given)
         return features
+
+    def place(
+        self,
+        features: dict[str, torch.Tensor],
+        video_times: torch.Tensor | None = None,
+        audio_order: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """What `encode` made, with its moment added to every feature and sound in the order of its placeholders.
+
+        Args:
+            video_times: float [F], seconds of the frames; None: no moment is added to them.
+            audio_order: int64 [N, sum(audio_tokens)], for each placeholder of a clip the feature that it stands for;
+                None: the encoders' own order.
+        """
+        placed = dict(features)
+        if self.time_embedding is not None and "video" in placed and video_times is not None:
+            moments = video_times.view(-1, self.config.temporal_merge).float().mean(dim=1)
+            placed["video"] = placed["video"] + self.time_embedding(moments).unsqueeze(1)
+        if self.time_embedding is not None and "audio" in placed:
+            moments = torch.tensor(self.config.audio_moments, device=placed["audio"].device)
+            placed["audio"] = placed["audio"] + self.time_embedding(moments)
+        if audio_order is not None and "audio" in placed:
+            order = audio_order.unsqueeze(-1).expand_as(placed["audio"])
+            placed["audio"] = placed["audio"].gather(1, order)
+        return placed
 
     def forward(
         self,
@@ -204,6 +238,8 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         pixel_values_videos: torch.Tensor | None = None,
+        video_times: torch.Tensor | None = None,
+        audio_order: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -212,14 +248,17 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, L], placeholders already expanded to one token per feature.
             pixel_values: [N, 3, S, S], the rows' pictures in order; `pixel_values_videos` the same for video frames.
+            video_times: [F], when those frames are shown, in seconds.
             input_features_0, input_features_1 ...: clips [N, ...] as each audio encoder's extractor makes them.
+            audio_order: [N, sum(audio_tokens)], which feature of a clip each of its placeholders stands for.
             mm_token_type_ids: accepted for the common interface; the ids alone decide here.
         """
         audio = [kwargs.pop(name, None) for name in self.config.audio_names]
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None:
-            inputs_embeds = self.embed(input_ids, self.encode(pixel_values, pixel_values_videos, audio))
+            features = self.encode(pixel_values, pixel_values_videos, audio)
+            inputs_embeds = self.embed(input_ids, self.place(features, video_times, audio_order))
         elif any(x is not None for x in (pixel_values, pixel_values_videos, *audio)):
             raise ValueError("inputs_embeds already hold the features; give media with input_ids instead")
         return self.language_model(
@@ -263,8 +302,8 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if expand_size > 1 and media:
             assert input_ids is not None, "media go with input_ids"
             for name, tensor in media.items():
-                token, length = self.media_names[name]
-                counts = (input_ids.eq(token).sum(dim=1) // length).tolist()
+                token, length, tokens = self.media_names[name]
+                counts = (input_ids.eq(token).sum(dim=1) // tokens * length).tolist()
                 rows = tensor.split(counts)
                 media[name] = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(

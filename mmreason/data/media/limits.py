@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mmreason.schema import Recipe
 
@@ -33,18 +34,25 @@ class MediaLimits:
     max_file_bytes: int = 256 * 2**20
 
 
-def limits_of(recipe: Recipe, sampling_rate: int = 16_000) -> MediaLimits:
-    """The limits of a recipe, for a model that hears at `sampling_rate` Hz."""
-    return MediaLimits(
-        max_image_pixels=recipe.max_image_pixels,
-        max_video_pixels=recipe.max_video_pixels,
-        max_media_seconds=recipe.max_media_seconds,
-        min_pixels=recipe.model.min_pixels,
-        max_pixels=recipe.model.max_pixels,
-        fps=recipe.model.fps,
-        max_frames=recipe.model.max_frames,
-        sampling_rate=sampling_rate,
-    )
+def limits_of(recipe: Recipe | None = None, processor: Any = None) -> MediaLimits:
+    """The limits of a recipe for the model whose processor is given; the recipe decides where both do.
+
+    Example: `limits_of(processor=processor).sampling_rate` is what its audio encoders want.
+    """
+    limits = MediaLimits()
+    extractor = getattr(processor, "feature_extractor", processor)
+    own = {
+        "fps": getattr(processor, "fps", None),
+        "max_frames": getattr(processor, "max_frames", None),
+        "sampling_rate": getattr(extractor, "sampling_rate", None),
+    }
+    if recipe is not None:
+        asked = {key: getattr(recipe.model, key) for key in ("fps", "max_frames", "min_pixels", "max_pixels")}
+        bounds = {
+            key: getattr(recipe, key) for key in ("max_image_pixels", "max_video_pixels", "max_media_seconds")
+        }
+        own |= {key: value for key, value in (asked | bounds).items() if value is not None}
+    return replace(limits, **{key: value for key, value in own.items() if value is not None})
 
 
 @contextmanager
