@@ -23,7 +23,12 @@ from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
 
 Rng = np.random.Generator
-PAIRS: dict[str, tuple[tuple[Term, Term], ...]] = {g: tuple(combinations(t, 2)) for g, t in TERMS.items()}
+PAIRS: dict[str, tuple[tuple[Term, Term], ...]] = {
+    # names of one kind: were others mixed in, names alike in a word would more often be equally frequent
+    "name": tuple((a, b) for a, b in combinations(TERMS["name"], 2) if a[1] == b[1]),
+    "kind": tuple(combinations(TERMS["kind"], 2)),
+    "pitch": tuple(combinations(TERMS["pitch"], 2)),
+}
 SAME = "same"
 SHOWN = 4  # options of a question that shows some of the eight kinds
 NEIGHBOUR_ALIKE = 1.5  # share of neighbours of one kind; another kind's is its number of names
@@ -176,12 +181,12 @@ def _alone(scene: Scene) -> list[Heard]:
 
 
 def order_offers(scene: Scene, rng: Rng) -> list[Candidate]:
-    """Three sounds of names heard once; each of the 16 names deserves the same share."""
-    offers = []
-    for sounds in combinations(_alone(scene), 3):
-        for which, sound in (("first", sounds[0]), ("last", sounds[-1])):
-            offers.append(Candidate("order", which, sound.kind, (which, sound, sounds), names_of(sound.kind)))
-    return offers
+    """Three sounds of names heard once; any of them is as likely to be the first, so their names need no balance."""
+    return [
+        Candidate("order", "", which, (which, sound, sounds))
+        for sounds in combinations(_alone(scene), 3)
+        for which, sound in (("first", sounds[0]), ("last", sounds[-1]))
+    ]
 
 
 def order_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:

@@ -13,7 +13,16 @@ from mmreason.data.worlds.rows import Thought
 
 Rng = np.random.Generator
 ANY: Term = (None, None)
-CLIP_WEIGHTS = {1: 1.0, 2: 1.0, 3: 0.6, 4: 0.3}  # by the number of sounds in the clip: long ones are rare
+CLIP_WEIGHTS = {
+    1: 0.6,
+    2: 1.0,
+    3: 0.6,
+    4: 0.3,
+}  # by the sounds in the clip: one is easily guessed, many are rare
+TOTAL_WEIGHTS = {  # more are rare
+    "kind": {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 0.5},
+    "pitch": {1: 1.0, 2: 1.0, 3: 1.0},
+}
 MOST_SHARED = 2  # right answers of a `both` question: three kinds in both clips are rare
 ASKED: dict[str, tuple[Term, ...]] = {"kind": KIND_TERMS, "pitch": PITCH_TERMS, "any": (ANY,)}
 
@@ -59,9 +68,12 @@ def _numbers(scene: Scene) -> list[tuple[str, Term, int, int]]:
 
 
 def clips_offers(scene: Scene, rng: Rng) -> list[Candidate]:
-    """One comparison of each group, classed by which clip holds more: all of them would crowd out other kinds."""
+    """One comparison of any group, classed by which clip holds more: all of them would crowd out other kinds."""
     one = {group: (term, n, m) for group, term, n, m in shuffled(_numbers(scene), rng)}
-    return [Candidate("clips", group, verdict(n, m), (term, n, m)) for group, (term, n, m) in one.items()]
+    return [
+        Candidate("clips", group, verdict(*counts), (term, *counts))
+        for group, (term, *counts) in shuffled(list(one.items()), rng)[:1]
+    ]
 
 
 def clips_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
@@ -84,7 +96,9 @@ def clips_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
 def total_offers(scene: Scene, rng: Rng) -> list[Candidate]:
     """Kinds and pitches that at least one clip holds."""
     return [
-        Candidate("total", group, n + m, (term, n, m)) for group, term, n, m in _numbers(scene) if term != ANY
+        Candidate("total", group, n + m, (term, n, m), weight=weight)
+        for group, term, n, m in _numbers(scene)
+        if (weight := TOTAL_WEIGHTS.get(group, {}).get(n + m))
     ]
 
 

@@ -28,8 +28,8 @@ def names_of(kind: str) -> float:
 
 
 def list_offers(scene: Scene, rng: Rng) -> list[Candidate]:
-    """The whole clip as a list: one offer."""
-    return [Candidate("list", "", "", ())]
+    """The whole clip as a list, classed by its length: short ones have little else to ask about."""
+    return [Candidate("list", "", len(scene.sounds), ())]
 
 
 def list_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
