@@ -17,13 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmreason.data.worlds import audio, image, video
+from mmreason.data.worlds import audio, av, image, video
 from mmreason.data.worlds.rows import OPTION_STYLES, SPLITS, SceneItem, World, WorldSettings, build_row
 from mmreason.types import MediaKind
 
 __all__ = ["WORLDS", "make_world", "read_settings", "world_settings"]
 
-WORLDS: dict[str, World] = {w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD)}
+WORLDS: dict[str, World] = {w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD, av.WORLD)}
 FILES_PER_SHARD = 4096
 SHARD_NAMES: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audios"}
 ROWS, SETTINGS = "rows.jsonl", "world.json"
@@ -112,7 +112,12 @@ class _Shards:
 
 
 def _rows_of(item: SceneItem, shards: _Shards, settings: WorldSettings) -> list[dict[str, Any]]:
-    refs = [shards.add(kind, extension, content) for kind, extension, content in item.media]
+    refs: list[dict[str, str]] = []
+    for i, (kind, extension, content) in enumerate(item.media):
+        if i and content is item.media[i - 1][2]:  # the sound track of the video before: one file, two media
+            refs.append({"type": kind, kind: refs[-1][refs[-1]["type"]]})
+        else:
+            refs.append(shards.add(kind, extension, content))
     return [build_row(q, i, item, refs, settings) for i, q in enumerate(item.questions)]
 
 

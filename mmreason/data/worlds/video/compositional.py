@@ -33,7 +33,7 @@ def _both(clip: Clip, a: str, b: str) -> str:
 
 def sum_offers(clip: Clip, rng: Rng) -> list[Candidate]:
     """Two things to do."""
-    return [Candidate("sum", "", n + m, (a, b)) for a, b, n, m in _pairs(clip)]
+    return [Candidate("sum", "moved" if a == "moved" else "", n + m, (a, b)) for a, b, n, m in _pairs(clip)]
 
 
 def sum_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
@@ -50,7 +50,7 @@ def sum_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
 def difference_offers(clip: Clip, rng: Rng) -> list[Candidate]:
     """Two things to do; the larger count is named first, so that the answer is never negative."""
     ordered = [(a, b, n, m) if n >= m else (b, a, m, n) for a, b, n, m in _pairs(clip)]
-    return [Candidate("difference", "", n - m, (a, b)) for a, b, n, m in ordered]
+    return [Candidate("difference", "moved" if a == "moved" else "", n - m, (a, b)) for a, b, n, m in ordered]
 
 
 def difference_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
@@ -123,9 +123,13 @@ def before_offers(clip: Clip, rng: Rng) -> list[Candidate]:
             early = tuple(e for e in found if e.moment < event.moment)
             late = tuple(e for e in found if e.moment > event.moment)
             offers.append(
-                Candidate("before", "before", len(early), (event, verb, "before", early, tuple(found)))
+                Candidate(
+                    "before", f"before {verb}", len(early), (event, verb, "before", early, tuple(found))
+                )
             )
-            offers.append(Candidate("before", "after", len(late), (event, verb, "after", late, tuple(found))))
+            offers.append(
+                Candidate("before", f"after {verb}", len(late), (event, verb, "after", late, tuple(found)))
+            )
     return offers
 
 
