@@ -218,6 +218,7 @@ class PretaskStage(StageConfig):
     """Perception pretask of an assembled model: features learn the words of the dense truth in rows' `targets`."""
 
     type: Literal["pretask"]
+    targets: list[str] = []  # names of the dense targets to learn; empty: all
     evaluate: bool = False
 
 

@@ -60,6 +60,9 @@ class Pretask:
             )
         # read at once: what is wrong shows before the first step
         self._targets = {(s.source, s.id): dense_targets(s) for found in rows.values() for s in found}
+        known = {target.name for targets in self._targets.values() for target in targets}
+        if missing := sorted(set(stage.targets) - known):
+            raise ValueError(f"stage {stage.name}: no row has the targets {missing}; there are {sorted(known)}")
         self.loader = Loader(rows, stage.data, {}, seed=context.recipe.seed)
         self._words: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -84,7 +87,9 @@ class Pretask:
 
     def _seen(self, sample: Sample, rendered: Rendered) -> Seen:
         kinds = tuple(ref.kind for ref in sample.media)
-        return Seen(rendered, kinds, self._targets[sample.source, sample.id])
+        wanted = self.stage.targets
+        targets = self._targets[sample.source, sample.id]
+        return Seen(rendered, kinds, tuple(t for t in targets if not wanted or t.name in wanted))
 
     def _learn(self, seen: Sequence[Seen], trainer: Trainer, progress: float) -> dict[str, float]:
         """One optimizer step on the mean cross-entropy over every label of every medium."""
@@ -159,7 +164,8 @@ def media_features(
     first = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features_0"}
     out: list[dict[str, torch.Tensor]] = [{} for _ in rows]
     for kind, tensor in features.items():
-        counts = [len(media[first[kind]]) if first[kind] in media else 0 for media in rows]
+        given = [len(media[first[kind]]) if first[kind] in media else 0 for media in rows]
+        counts = [count * len(tensor) // sum(given) for count in given]  # frames may have been merged
         for row, part in zip(out, tensor.split(counts), strict=True):
             row[kind] = part
     return out
