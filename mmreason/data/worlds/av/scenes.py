@@ -12,7 +12,7 @@ import numpy as np
 from mmreason.data.worlds.asking import shuffled
 from mmreason.data.worlds.audio.scenes import targets_of as audio_targets_of
 from mmreason.data.worlds.audio.synth import LOUDS, PITCHES, SYLLABLES, TONES, Note
-from mmreason.data.worlds.image.scenes import SIDE
+from mmreason.data.worlds.image.scenes import COLOURS, SHAPES, SIDE
 from mmreason.data.worlds.rows import Target
 from mmreason.data.worlds.video.draw import seconds_of
 from mmreason.data.worlds.video.physics import MOMENTS, STEPS, WAYS, Actor, Clip, Event, Undecided, simulate
