@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmreason.plugins import load_plugins
-from tests.tiny import KINDS, tiny_assembled, tiny_native
+from tests.tiny import KINDS, SOUND_KINDS, tiny_assembled, tiny_native
 
 load_plugins(["mmreason_encoders"])
 
@@ -45,7 +45,7 @@ def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     made: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
-        assert kind in KINDS
+        assert kind in (*KINDS, *SOUND_KINDS)
         if kind not in made:
             made[kind] = tiny_native(kind, root / kind)
         return made[kind]

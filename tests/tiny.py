@@ -11,12 +11,16 @@ from transformers import (
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
+    Qwen2_5OmniProcessor,
+    Qwen2AudioProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    WhisperFeatureExtractor,
 )
+from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
 
 from mmreason.model import load_model, save_model
 from mmreason.model.tokenizer import train_tokenizer
@@ -30,6 +34,7 @@ TEXTS = [
     "Which colours are there? red, green, blue, yellow, orange, purple; left, right, above, below",
 ]
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SOUND_KINDS = ("qwen2_audio", "qwen2_5_omni_thinker")  # native models that hear
 SIGLIP = {
     "model_type": "siglip_vision_model",
     "hidden_size": 32,
@@ -95,7 +100,7 @@ def tiny_assembled(folder: Path, *, seed: int = 0, **assemble: Any) -> Path:
 
 
 def tiny_native(kind: str, folder: Path, *, seed: int = 0) -> Path:
-    """A tiny random Qwen-VL checkpoint in `folder`, processor, tokenizer and chat template with it."""
+    """A tiny random checkpoint of one of KINDS or SOUND_KINDS in `folder`, with processor, tokenizer and template."""
     tokenizer = tiny_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     text = {
@@ -107,29 +112,80 @@ def tiny_native(kind: str, folder: Path, *, seed: int = 0) -> Path:
         "num_key_value_heads": 1,
         "head_dim": 16,
         "max_position_embeddings": 1024,
-        # three axes (time, height, width) share head_dim / 2 frequencies
-        "rope_scaling": {"rope_type": "default", "type": "mrope", "mrope_section": [4, 2, 2]},
         "initializer_range": 0.08,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
     }
-    config = AutoConfig.for_model(
-        kind,
-        text_config=text,
-        vision_config=_vision(kind),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
-    )
+    if kind == "qwen2_audio":
+        text["model_type"] = "qwen2"
+    else:  # three axes (time, height, width) share head_dim / 2 frequencies
+        text["rope_scaling"] = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 2, 2]}
+    config = AutoConfig.for_model(kind, text_config=text, **_senses(kind, ids), tie_word_embeddings=False)
+    auto = AutoModelForMultimodalLM if kind == "qwen2_audio" else AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config)
+        model = auto.from_config(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return save_model(model, _processor(kind, tokenizer), folder)
+    processor = _hearing_processor(kind, tokenizer) if kind in SOUND_KINDS else _processor(kind, tokenizer)
+    return save_model(model, processor, folder)
+
+
+def _senses(kind: str, ids: dict[str, int]) -> dict[str, Any]:
+    """Configs of the encoders, and the tokens that stand for their features."""
+    senses: dict[str, Any] = {}
+    if kind in SOUND_KINDS:
+        senses["audio_config"] = {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "num_mel_bins": 16,
+            "max_source_positions": 200,  # 4 s
+            "initializer_range": 0.08,
+        }
+        senses["audio_token_index"] = ids["<|audio_pad|>"]
+    if kind == "qwen2_5_omni_thinker":
+        senses["audio_config"] |= {"output_dim": 32, "n_window": 50}
+        senses |= {f"audio_{edge}_token_id": ids[f"<|audio_{edge}|>"] for edge in ("start", "end")}
+        senses |= {f"{medium}_token_index": ids[f"<|{medium}_pad|>"] for medium in ("image", "video")}
+        senses |= {f"vision_{edge}_token_id": ids[f"<|vision_{edge}|>"] for edge in ("start", "end")}
+        senses["vision_config"] = _vision("qwen2_5_vl")
+    elif kind in KINDS:
+        senses |= {f"{medium}_token_id": ids[f"<|{medium}_pad|>"] for medium in ("image", "video")}
+        senses |= {f"vision_{edge}_token_id": ids[f"<|vision_{edge}|>"] for edge in ("start", "end")}
+        senses["vision_config"] = _vision(kind)
+    return senses
+
+
+def _hearing_processor(kind: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=4)
+    # these models take a video and its sound as two runs
+    template = tokenizer.chat_template
+    for join in ("and not loop.nextitem['apart']", "and not part['apart']"):
+        assert join in template
+        template = template.replace(join, "and false")
+    edges = {"audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>"}
+    if kind == "qwen2_audio":
+        return Qwen2AudioProcessor(
+            feature_extractor=extractor,
+            tokenizer=tokenizer,
+            chat_template=template,
+            audio_token="<|audio_pad|>",
+            **edges,
+        )
+    edges |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
+    media = {f"{medium}_token": f"<|{medium}_pad|>" for medium in ("image", "video", "audio")}
+    tokenizer._set_model_specific_special_tokens(special_tokens=edges | media)
+    size = {"shortest_edge": 28**2, "longest_edge": (16 * 14) ** 2}
+    return Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=14, size=size),
+        video_processor=Qwen2VLVideoProcessor(patch_size=14, size=size),
+        feature_extractor=extractor,
+        tokenizer=tokenizer,
+        chat_template=template,
+    )
 
 
 def _vision(kind: str) -> dict[str, Any]:

@@ -18,7 +18,14 @@ PARTS = ("vision", "audio", "projector", "llm")
 BOUNDARIES = ("<|vision_start|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>", "<|vision_pad|>")
 # module names of native transformers models, by part; everything else is the LLM
 NATIVE_PARTS = {
-    "vision": ("model.vision_tower", "model.vision_model", "model.visual", "vision_tower", "vision_model"),
+    "vision": (
+        "model.vision_tower",
+        "model.vision_model",
+        "model.visual",
+        "visual",
+        "vision_tower",
+        "vision_model",
+    ),
     "audio": ("model.audio_tower", "audio_tower", "model.audio_encoder"),
     "projector": (
         "model.multi_modal_projector",
@@ -27,6 +34,11 @@ NATIVE_PARTS = {
         "model.embed_vision",
         "model.embed_audio",
         "model.aligner",
+        # Qwen2.5-Omni's thinker
+        "model.visual.merger",
+        "visual.merger",
+        "model.audio_tower.proj",
+        "audio_tower.proj",
     ),
     "llm": ("model.language_model", "language_model", "model.text_model", "lm_head"),
 }
@@ -82,7 +94,7 @@ def family_of(learner: nn.Module, processor: Any) -> Family:
     arguments = set(inspect.signature(model.forward).parameters)
     if hasattr(config, "audio_configs") and hasattr(model, "media_names"):
         name, media, parts = "assembled", tuple(model.media_names), _assembled_parts()
-    elif hasattr(config, "vision_start_token_id") and hasattr(config.vision_config, "spatial_merge_size"):
+    elif _is_qwen_vl(config):
         name, parts = "qwen_vl", _qwen_parts()
         media = (
             "pixel_values",
@@ -96,13 +108,22 @@ def family_of(learner: nn.Module, processor: Any) -> Family:
         media = (
             "pixel_values",
             "image_sizes",
+            "image_grid_thw",
             "pixel_values_videos",
+            "video_grid_thw",
+            "video_second_per_grid",
             "input_features",
             "feature_attention_mask",
         )
     media = media if name == "assembled" else tuple(m for m in media if m in arguments)
     banned = set(placeholders.values()) | _boundary_ids(processor, config)
     return Family(name, media, placeholders, tuple(sorted(banned)), parts, "mm_token_type_ids" in arguments)
+
+
+def _is_qwen_vl(config: Any) -> bool:
+    """Qwen-VL's layout; Qwen2.5-Omni's thinker, which hears too, has another one."""
+    sees = hasattr(config, "vision_start_token_id") and hasattr(config.vision_config, "spatial_merge_size")
+    return sees and not hasattr(config, "audio_config")
 
 
 def _boundary_ids(processor: Any, config: Any) -> set[int]:

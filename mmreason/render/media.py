@@ -27,11 +27,11 @@ def media_arguments(processor: Any, media: Sequence[DecodedMedium]) -> dict[str,
             out["images_kwargs"] = {"do_resize": False}
     if videos and hasattr(processor, "video_processor"):
         out["videos"] = [_qwen_video(processor, m) if _is_qwen(processor) else m.frames for m in videos]
-        out["videos_kwargs"] = {
-            "do_sample_frames": False,
-            "video_metadata": [_metadata(m) for m in videos],
-            **({"do_resize": False} if _is_qwen(processor) else {}),
-        }
+        metadata = [_metadata(m) for m in videos]
+        out["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
+        out["videos_kwargs"] |= {"do_resize": False} if _is_qwen(processor) else {}
+        if "Omni" in type(processor).__name__:
+            out["videos_kwargs"]["fps"] = _one_rate(metadata)
     elif videos:
         out |= {"videos": [m.frames for m in videos], "video_times": [m.timestamps for m in videos]}
     if audio:
@@ -99,6 +99,14 @@ def _metadata(medium: DecodedMedium) -> dict[str, Any]:
     indices = [round(float(t) * fps) for t in times]
     total = indices[-1] + 1
     return {"total_num_frames": total, "fps": fps, "frames_indices": indices, "duration": total / fps}
+
+
+def _one_rate(metadata: Sequence[Mapping[str, Any]]) -> float:
+    """Frames kept of a second, which Qwen2.5-Omni's processor wants once for all videos of a row."""
+    rates = {len(m["frames_indices"]) / m["total_num_frames"] * m["fps"] for m in metadata}
+    if len(rates) > 1:
+        raise ValueError(f"videos with {sorted(rates)} frames a second in one row; this model takes one rate")
+    return rates.pop()
 
 
 def feature_count(
