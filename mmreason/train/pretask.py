@@ -136,10 +136,13 @@ class Pretask:
             yield name, logits, torch.cat([asked for _, asked in parts])
 
     def _tokens(self, words: tuple[str, ...]) -> list[list[int]]:
-        """Each word as it stands inside a sentence."""
+        """Each word's tokens as it begins a line and as it stands inside one, blanks left out: both learn its look."""
         if words not in self._words:
             tokenizer = self.context.processor.tokenizer
-            self._words[words] = [tokenizer(" " + w, add_special_tokens=False).input_ids for w in words]
+            forms = [tokenizer([w, " " + w], add_special_tokens=False).input_ids for w in words]
+            self._words[words] = [
+                sorted({i for ids in pair for i in ids if tokenizer.decode([i]).strip()}) for pair in forms
+            ]
         return self._words[words]
 
     def buffered(self) -> list[TrainingSample]:
@@ -167,7 +170,8 @@ def media_features(
         given = [len(media[first[kind]]) if first[kind] in media else 0 for media in rows]
         counts = [count * len(tensor) // sum(given) for count in given]  # frames may have been merged
         for row, part in zip(out, tensor.split(counts), strict=True):
-            row[kind] = part
+            if len(part):
+                row[kind] = part
     return out
 
 

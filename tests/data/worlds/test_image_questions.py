@@ -46,21 +46,21 @@ def _ask(kind: str, *args: Any) -> Draft:
             "row",
             (2,),
             ("blue circle empty green square empty",),
-            "21 blue circle, 23 green square",
-            "2 in row 2",
+            "b1 blue circle, b3 green square",
+            "2 in row b",
         ),
-        ("cell", (4, 3), ("blue square",), "43 blue square", "it is blue square"),
-        ("cell", (4, 4), ("empty",), "44 empty", "it is empty"),
-        ("count", ((None, "star"),), ("2",), "star 12 14", "1 2"),
+        ("cell", (4, 3), ("blue square",), "d3 blue square", "it is blue square"),
+        ("cell", (4, 4), ("empty",), "d4 empty", "it is empty"),
+        ("count", ((None, "star"),), ("2",), "star a2 a4", "1 2"),
         ("count", (("yellow", "star"),), ("0",), "yellow star none", "0"),
-        ("find", ((None, "star"),), ("12 14",), "star 12 14", "2 in all"),
+        ("find", ((None, "star"),), ("a2 a4",), "star a2 a4", "2 in all"),
         ("find", (("yellow", "star"),), ("none",), "yellow star none", "0 in all"),
-        ("shape", (("green", None),), ("square",), "green square 23", "it is square"),
-        ("where", (("red", "circle"),), ("row 3 column 4",), "red circle 34", "row 3, column 4"),
+        ("shape", (("green", None),), ("square",), "green square b3", "it is square"),
+        ("where", (("red", "circle"),), ("c4",), "red circle c4", "row c, column 4"),
         ("sum", (("red", None), ("blue", None)), ("5",), None, None),
-        ("difference", (("red", None), ("blue", None)), ("1",), "red 12 14 34, blue 21 43", "3 - 2 = 1"),
+        ("difference", (("red", None), ("blue", None)), ("1",), "red a2 a4 c4, blue b1 d3", "3 - 2 = 1"),
         ("relation", (SCENE.things[2], SCENE.things[3]), ("left",), None, "same row, column 1 < 3, left"),
-        ("relation", (SCENE.things[5], SCENE.things[3]), ("below",), None, "same column, row 4 > 2, below"),
+        ("relation", (SCENE.things[5], SCENE.things[3]), ("below",), None, "same column, row d > b, below"),
         ("most", ("colour",), ("red",), None, None),
     ],
 )
@@ -75,8 +75,8 @@ def test_hand_written_answers(
 
 def test_caption_names_every_cell_in_reading_order() -> None:
     assert _ask("caption").answers == (
-        "row 1 empty red star empty red star row 2 blue circle empty green square empty "
-        "row 3 empty empty empty red circle row 4 empty empty blue square empty",
+        "row a empty red star empty red star row b blue circle empty green square empty "
+        "row c empty empty empty red circle row d empty empty blue square empty",
     )
 
 
@@ -218,7 +218,7 @@ def test_rationales_are_short_and_end_in_the_solution(rows: list[dict[str, Any]]
         )
         assert parts, structured
         said = re.findall(r"\w+|[^\w\s]", " ".join(parts.groups()))
-        assert len(said) <= 75, structured  # the list of what is seen takes up to 32
+        assert len(said) <= 75, structured  # the list of what is seen takes up to c2
         assert structured == structured.lower() or "A" in row["messages"][0]["content"][-1]["text"]
         if row["kind"] not in ("caption", "list"):
             assert row["rationale"]["free"].endswith(row["solution"]) or row["kind"] == "row"

@@ -11,7 +11,16 @@ from mmreason.data.worlds.asking import Asker, Kind
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image import compositional, primitives
 from mmreason.data.worlds.image.draw import draw_png, evidence_of, lay_out
-from mmreason.data.worlds.image.scenes import COLOURS, MOST_THINGS, SHAPES, SIDE, Scene, draw_split_scene
+from mmreason.data.worlds.image.scenes import (
+    COLOURS,
+    COLUMNS,
+    MOST_THINGS,
+    ROWS,
+    SHAPES,
+    SIDE,
+    Scene,
+    draw_split_scene,
+)
 from mmreason.data.worlds.image.words import listed
 from mmreason.data.worlds.rows import Question, SceneItem, Target, Thought, World
 
@@ -59,16 +68,19 @@ def _write(scene: Scene, chosen: list[Candidate], name: str, rng: np.random.Gene
 
 
 def targets_of(scene: Scene) -> tuple[Target, ...]:
-    """What each cell holds, by colour and by shape; 0 is an empty cell."""
-    cells = [scene.by_cell.get((r, c)) for r in range(1, SIDE + 1) for c in range(1, SIDE + 1)]
+    """What each cell holds, by colour and by shape, 0 for an empty one; and how each cell is called."""
+    places = [(r, c) for r in range(1, SIDE + 1) for c in range(1, SIDE + 1)]
+    cells = [scene.by_cell.get(place) for place in places]
     colours = tuple(COLOURS.index(t.colour) + 1 if t else 0 for t in cells)
     shapes = tuple(SHAPES.index(t.shape) + 1 if t else 0 for t in cells)
     grid = (1, SIDE, SIDE)
     return (
         Target(0, "image/colour", (EMPTY, *COLOURS), grid, colours),
         Target(0, "image/shape", (EMPTY, *SHAPES), grid, shapes),
+        Target(0, "image/row", (EMPTY, *ROWS), grid, tuple(r for r, _ in places)),
+        Target(0, "image/column", (EMPTY, *COLUMNS), grid, tuple(c for _, c in places)),
     )
 
 
 ASKER = Asker("image", KINDS, MOST_THINGS, lambda scene: len(scene.things), _scene, _write)
-WORLD = World("image", 4, tuple(KINDS), GROUPS, ASKER.scenes)
+WORLD = World("image", 5, tuple(KINDS), GROUPS, ASKER.scenes)

@@ -11,7 +11,9 @@ from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image.scenes import (
     COLOUR_TERMS,
+    COLUMNS,
     OBJECT_TERMS,
+    ROWS,
     SHAPE_TERMS,
     TERMS,
     Scene,
@@ -139,13 +141,13 @@ def relation_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 
 
 def relation_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
-    """The shared row or column is named first, then the two other numbers are compared."""
+    """The shared row or column is named first, then the two others are compared."""
     a, b = candidate.args
     where = str(candidate.answer)
     if a.row == b.row:
-        shared, one, two = "same row, column", a.column, b.column
+        shared, one, two = "same row, column", COLUMNS[a.column - 1], COLUMNS[b.column - 1]
     else:
-        shared, one, two = "same column, row", a.row, b.row
+        shared, one, two = "same column, row", ROWS[a.row - 1], ROWS[b.row - 1]
     sign = "<" if one < two else ">"
     found = f"{a.name} {a.cell}, {b.name} {b.cell}"
     why = f"{shared} {one} {sign} {two}"

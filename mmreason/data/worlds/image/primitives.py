@@ -6,7 +6,17 @@ import numpy as np
 
 from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.balance import Candidate
-from mmreason.data.worlds.image.scenes import COLOUR_TERMS, COLOURS, SHAPE_TERMS, SHAPES, SIDE, TERMS, Scene
+from mmreason.data.worlds.image.scenes import (
+    COLOUR_TERMS,
+    COLOURS,
+    ROWS,
+    SHAPE_TERMS,
+    SHAPES,
+    SIDE,
+    TERMS,
+    Scene,
+    cell_name,
+)
 from mmreason.data.worlds.image.words import cells, listed, plural, seen, short, singular
 from mmreason.data.worlds.rows import Thought
 
@@ -33,7 +43,7 @@ def caption_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     counts = " ".join(map(str, per_row))
     total = f"{len(scene.things)} in all"
     thought = Thought("read row by row", f"rows hold {counts}", total, f"rows hold {counts}", summary=total)
-    answer = " ".join(f"row {row} {_line(scene, row)}" for row in range(1, SIDE + 1))
+    answer = " ".join(f"row {name} {_line(scene, row)}" for row, name in enumerate(ROWS, start=1))
     text = pick(("describe the picture.", "name every cell."), rng)
     return Draft(text, "text", (answer,), thought, marks=scene.things)
 
@@ -62,8 +72,9 @@ def row_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     row = candidate.args[0]
     things = tuple(t for t in scene.things if t.row == row)
     found = ", ".join(f"{t.cell} {t.name}" for t in things)
-    thought = Thought(f"read row {row}", found, f"{len(things)} in row {row}", f"row {row} holds {found}")
-    text = pick((f"what is in row {row}?", f"read row {row}."), rng)
+    name = ROWS[row - 1]
+    thought = Thought(f"read row {name}", found, f"{len(things)} in row {name}", f"row {name} holds {found}")
+    text = pick((f"what is in row {name}?", f"read row {name}."), rng)
     return Draft(text, "text", (_line(scene, row),), thought, marks=things)
 
 
@@ -80,12 +91,10 @@ def cell_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 def cell_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """What one cell holds."""
     row, column = candidate.args
-    place = f"row {row} column {column}"
+    place = cell_name(row, column)
     thing = scene.by_cell.get((row, column))
     name = thing.name if thing else EMPTY
-    thought = Thought(
-        f"look at {row}{column}", f"{row}{column} {name}", f"it is {name}", f"{row}{column} is {name}"
-    )
+    thought = Thought(f"look at {place}", f"{place} {name}", f"it is {name}", f"{place} is {name}")
     text = pick((f"what is at {place}?", f"name what {place} holds."), rng)
     return Draft(text, "text", (name,), thought, marks=(thing,) if thing else ())
 
@@ -192,17 +201,17 @@ def where_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 
 
 def where_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
-    """The row and the column of the one thing a term names."""
+    """The cell of the one thing a term names."""
     term = candidate.args[0]
     thing = scene.find(term)[0]
     thought = Thought(
         f"find {short(term)}",
-        f"{thing.name} {cells([thing])}",
-        f"row {thing.row}, column {thing.column}",
-        f"{thing.name} {thing.cell}, so {thing.place}",
+        f"{thing.name} {thing.cell}",
+        f"it is at {thing.cell}",
+        f"{thing.name} at {thing.cell}",
     )
-    text = pick((f"where is the {singular(term)}?", f"which row and column hold the {singular(term)}?"), rng)
-    return Draft(text, "text", (thing.place,), thought, marks=(thing,))
+    text = pick((f"where is the {singular(term)}?", f"which cell holds the {singular(term)}?"), rng)
+    return Draft(text, "text", (thing.cell,), thought, marks=(thing,))
 
 
 KINDS = (

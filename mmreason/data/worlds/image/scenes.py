@@ -12,6 +12,7 @@ import numpy as np
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = ("red", "green", "blue", "yellow")
 SIDE = 4
+ROWS, COLUMNS = "abcd", "1234"  # how rows and columns are called: a cell is "b3"
 MOST_THINGS = 8
 TEST_SHARE = 5  # one scene in five belongs to the test split
 
@@ -20,6 +21,11 @@ OBJECT_TERMS: tuple[Term, ...] = tuple((c, s) for c in COLOURS for s in SHAPES)
 COLOUR_TERMS: tuple[Term, ...] = tuple((c, None) for c in COLOURS)
 SHAPE_TERMS: tuple[Term, ...] = tuple((None, s) for s in SHAPES)
 TERMS: dict[str, tuple[Term, ...]] = {"object": OBJECT_TERMS, "colour": COLOUR_TERMS, "shape": SHAPE_TERMS}
+
+
+def cell_name(row: int, column: int) -> str:
+    """Row and column, counted from 1 -> "b3"."""
+    return f"{ROWS[row - 1]}{COLUMNS[column - 1]}"
 
 
 @dataclass(frozen=True, order=True)
@@ -33,13 +39,8 @@ class Thing:
 
     @property
     def cell(self) -> str:
-        """The cell in short form, row then column: "23"."""
-        return f"{self.row}{self.column}"
-
-    @property
-    def place(self) -> str:
-        """The cell in words: "row 2 column 3"."""
-        return f"row {self.row} column {self.column}"
+        """The cell's name, row then column: "b3"."""
+        return cell_name(self.row, self.column)
 
     @property
     def name(self) -> str:

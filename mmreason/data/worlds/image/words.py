@@ -24,17 +24,17 @@ def short(term: Term) -> str:
 
 
 def cells(things: Sequence[Thing]) -> str:
-    """Cells in short form, or "none": "12 34"."""
+    """Cells in short form, or "none": "a2 c4"."""
     return " ".join(t.cell for t in things) or "none"
 
 
 def listed(scene: Scene) -> str:
-    """Everything in the scene in reading order, each with its cell: "12 red star, 34 blue circle"."""
+    """Everything in the scene in reading order, each with its cell: "a2 red star, c4 blue circle"."""
     return ", ".join(f"{thing.cell} {thing.name}" for thing in scene.things)
 
 
 def seen(scene: Scene, terms: Sequence[Term]) -> str:
-    """What a caption says about some terms: "red star 12 34, blue none"."""
+    """What a caption says about some terms: "red star a2 c4, blue none"."""
     return ", ".join(f"{short(term)} {cells(scene.find(term))}" for term in terms)
 
 
