@@ -238,3 +238,105 @@ def test_a_merging_model_has_fewer_tokens_a_picture_and_refuses_a_side_that_does
     assert features.shape[:2] == (1, 4)
     with pytest.raises(ValueError, match=r"spatial_merge is 3; the tower has 4 x 4 patches, .*\[1, 2, 4\]"):
         build(vision={**SIGLIP, "patch_size": 8}, spatial_merge=3)
+
+
+# --- sound, films and their moments
+
+HEARING = {"audio": [{**WHISPER, "audio_merge": 10}, {**AST, "audio_merge": 2}]}
+
+
+def test_moments_of_sound_merge_in_time_order() -> None:
+    from mmreason_encoders.assembled.features_assembled import merge_moments
+
+    whisper, ast = (tower.config for tower in build(**HEARING).model.audio_towers)
+    states = torch.arange(6.0).view(1, 6, 1)
+    assert merge_moments(states, whisper, 2).tolist() == [[[0, 1], [2, 3], [4, 5]]]
+    # AST: class and distillation token, then for each of two bands its moments (32 bins, patches of 16: 2 bands)
+    bands = torch.tensor([-1.0, -2, 10, 11, 12, 13, 20, 21, 22, 23]).view(1, 10, 1)
+    assert merge_moments(bands, ast, 1).tolist() == [[[10, 20], [11, 21], [12, 22], [13, 23]]]
+    assert merge_moments(bands, ast, 2).tolist() == [[[10, 20, 11, 21], [12, 22, 13, 23]]]
+
+
+def test_ast_moments_hear_their_own_time() -> None:
+    model = build(audio=[AST]).model
+    tower = model.audio_towers[0]
+    with torch.no_grad():  # no attention: a patch sees itself alone
+        for layer in tower.layers:
+            layer.attention.o_proj.weight.zero_()
+            layer.attention.o_proj.bias.zero_()
+        quiet = torch.zeros(1, 98, 32)
+        loud = quiet.clone()
+        loud[:, 48:64] = 3.0  # the fourth moment: frames 48 to 63
+        changed = (model.get_audio_features([quiet]) - model.get_audio_features([loud])).abs().amax(-1)
+    assert (changed[0] > 1e-4).tolist() == [i == 3 for i in range(6)]
+
+
+def test_tokens_per_clip_follow_audio_merge() -> None:
+    loaded = build(**HEARING)
+    config = loaded.model.config
+    assert config.audio_tokens == [5, 3] and config.audio_merge == [10, 2]
+    assert [spec["tokens"] for spec in loaded.processor.audio_encoders] == [5, 3]
+    assert config.audio_moments[:5] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert config.audio_moments[5:] == pytest.approx([0.995 * (i + 0.5) / 3 for i in range(3)])
+    features = loaded.model.get_audio_features([torch.zeros(2, 16, 100), torch.zeros(2, 98, 32)])
+    assert features.shape == (2, 8, 32)
+    with pytest.raises(
+        ValueError, match=r"audio_merge is 4; this whisper makes 50 moments of 1 s, .*\[1, 2, 5, 10"
+    ):
+        build(audio=[{**WHISPER, "audio_merge": 4}])
+    with pytest.raises(ValueError, match="audio_merge 0; a whole number"):
+        build(audio=[{**WHISPER, "audio_merge": 0}])
+
+
+def test_the_order_of_a_clip_decides_where_its_features_go() -> None:
+    model = build(**HEARING).model
+    ids = ids_with(model, 50, ("audio", 16), 51)
+    clips = [torch.randn(2, 16, 100), torch.randn(2, 98, 32)]
+    order = torch.stack([torch.arange(8), torch.tensor([0, 5, 1, 6, 2, 3, 7, 4])])
+    with torch.no_grad():
+        features = model.encode(audio=clips)
+        placed = model.embed(ids, model.place(features, audio_order=order))[0, 1:17]
+    assert torch.equal(placed[:8], features["audio"][0])
+    assert torch.equal(placed[8:], features["audio"][1][order[1]])
+
+
+def test_the_signal_of_time_is_nothing_at_first_and_then_tells_moments_apart() -> None:
+    model = build(**HEARING).model
+    frames, times = torch.randn(1, 3, 32, 32).expand(3, -1, -1, -1), torch.tensor([0.0, 0.5, 2.0])
+    ids = ids_with(model, 50, ("video", 48), ("audio", 8), 51)
+    sound = {"input_features_0": torch.randn(1, 16, 100), "input_features_1": torch.randn(1, 98, 32)}
+    plain = model(input_ids=ids, pixel_values_videos=frames, **sound)
+    timed = model(input_ids=ids, pixel_values_videos=frames, video_times=times, labels=ids, **sound)
+    assert torch.equal(plain.logits, timed.logits)
+    timed.loss.backward()
+    assert model.time_embedding.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        model.time_embedding.weight.normal_()
+        features = model.encode(pixel_values_videos=frames)
+        placed = model.place(features, video_times=times)["video"]
+    shifts = (placed - features["video"])[:, 0]
+    phases = 2 * torch.pi * times[:, None] / torch.tensor([0.5 * 2**k for k in range(8)])  # 0.5 to 64 seconds
+    waves = torch.cat([phases.sin(), phases.cos()], dim=1)
+    assert torch.allclose(shifts, waves @ model.time_embedding.weight.T, atol=1e-5)
+    assert build(time_embedding=False).model.time_embedding is None
+
+
+def test_frames_merge_two_by_two() -> None:
+    loaded = build(temporal_merge=2)
+    model = loaded.model
+    frames = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        features = model.get_video_features(frames)
+        hidden = model.vision_tower(frames[2:]).last_hidden_state
+        wanted = model.video_projector(torch.cat([hidden[0], hidden[1]], dim=-1))
+    assert features.shape == (2, 16, 32)
+    assert torch.allclose(features[1], wanted, atol=1e-6)
+    ids = ids_with(model, 50, ("video", 32), 51)
+    assert (
+        model(input_ids=ids, pixel_values_videos=frames, video_times=torch.arange(4.0)).logits.shape[1] == 34
+    )
+    _, grown = model._expand_inputs_for_generation(
+        expand_size=2, input_ids=ids, pixel_values_videos=frames, video_times=torch.arange(4.0)
+    )
+    assert grown["video_times"].tolist() == [0, 1, 2, 3] * 2
+    assert torch.equal(grown["pixel_values_videos"], torch.cat([frames, frames]))

@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from mmreason.data.media import decode, limits_of
 from mmreason.model import load_model
+from mmreason.types import MediumRef
+from tests.data.clips import mp4, tone
 from tests.tiny import AST, TEXTS, WHISPER, tiny_model_config
 
 
@@ -107,3 +110,86 @@ def test_saved_processor_gives_the_same_tensors(processor: Any, tmp_path: Path) 
     )
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert again.chat_template == processor.chat_template
+
+
+# --- a video and its sound
+
+BOTH = "<|video_pad|><|audio_pad|>"
+
+
+@pytest.fixture(scope="module")
+def merging() -> Any:
+    audio = [{**WHISPER, "audio_merge": 10}, {**AST, "audio_merge": 2}]
+    return load_model(tiny_model_config(audio=audio), texts=lambda: TEXTS, seed=0).processor
+
+
+def test_a_frame_and_what_is_heard_until_the_next_one(merging: Any) -> None:
+    frames, wave = np.zeros((3, 24, 40, 3), np.uint8), np.zeros(15900, np.float32)
+    batch = merging(text="a" + BOTH + "b", videos=[frames], audio=[wave], video_times=[[0.0, 0.45, 0.8]])
+    # Whisper hears at .1 .3 .5 .7 .9 s, AST (features 5 to 7) at .166 .498 .829 s
+    v, first, second, third = [2] * 16, [3] * 3, [3] * 3, [3] * 2
+    assert batch["mm_token_type_ids"] == [[0, *v, *first, *v, *second, *v, *third, 0]]
+    assert batch["audio_order"].tolist() == [[0, 1, 5, 2, 3, 6, 4, 7]]
+    assert batch["video_times"].tolist() == pytest.approx([0.0, 0.45, 0.8])
+
+
+def test_a_video_and_a_sound_that_stand_apart_are_simple_runs(merging: Any) -> None:
+    frames, wave = np.zeros((2, 24, 40, 3), np.uint8), np.zeros(15900, np.float32)
+    batch = merging(text="<|video_pad|>a<|audio_pad|>", videos=frames, audio=[wave])
+    assert batch["mm_token_type_ids"] == [[*[2] * 32, 0, *[3] * 8]]
+    assert batch["audio_order"].tolist() == [list(range(8))]
+    assert batch["video_times"].tolist() == [0.0, 0.5]  # of frames that bring no times
+
+
+def test_several_clips_keep_their_order(merging: Any) -> None:
+    frames, wave = np.zeros((2, 24, 40, 3), np.uint8), np.zeros(15900, np.float32)
+    text = ["<|audio_pad|>" + BOTH, BOTH]
+    times = [[0.0, 0.6], [0.0, 0.2]]
+    batch = merging(text=text, videos=[[frames], [frames]], audio=[wave] * 3, video_times=times, padding=True)
+    assert batch["audio_order"].tolist() == [
+        list(range(8)),
+        [0, 1, 2, 5, 6, 3, 4, 7],
+        [0, 5, 1, 2, 3, 4, 6, 7],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "wanted"),
+    [
+        ({"type": "audio"}, "<|vision_start|><|video_pad|><|audio_pad|><|vision_end|>?"),
+        (
+            {"type": "audio", "apart": True},
+            "<|vision_start|><|video_pad|><|vision_end|><|audio_start|><|audio_pad|><|audio_end|>?",
+        ),
+    ],
+)
+def test_the_template_joins_a_video_and_the_sound_behind_it(
+    merging: Any, second: dict[str, Any], wanted: str
+) -> None:
+    parts = [{"type": "video"}, second, {"type": "text", "text": "?"}]
+    text = merging.apply_chat_template([{"role": "user", "content": parts}])
+    assert text == f"<|im_start|>user\n{wanted}<|im_end|>\n"
+    turned = merging.apply_chat_template([{"role": "user", "content": [second, parts[0]]}])
+    assert "<|audio_end|><|vision_start|><|video_pad|><|vision_end|>" in turned
+
+
+def test_a_path_is_sampled_as_the_frames_that_mmreason_decodes(merging: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(mp4(33, sound=tone()))
+    medium = decode(MediumRef("video", "a.mp4", root=str(tmp_path)), limits_of(processor=merging))
+    assert medium.timestamps is not None
+    one = merging(text="<|video_pad|>", videos=[str(tmp_path / "a.mp4")])
+    two = merging(text="<|video_pad|>", videos=[medium.frames], video_times=[medium.timestamps])
+    assert len(one["video_times"]) == 8
+    assert all(torch.equal(one[k], two[k]) for k in ("pixel_values_videos", "video_times"))
+    assert one["input_ids"] == two["input_ids"]
+
+
+def test_an_odd_frame_stands_twice_where_frames_merge() -> None:
+    processor = load_model(tiny_model_config(temporal_merge=2), texts=lambda: TEXTS, seed=0).processor
+    frames = np.stack([np.full((24, 40, 3), 60 * i, np.uint8) for i in range(3)])
+    batch = processor(text="<|video_pad|>", videos=[frames], video_times=[[0.0, 0.5, 1.0]])
+    assert batch["mm_token_type_ids"] == [[2] * 32] and processor.feature_count("video", 3) == 32
+    assert torch.equal(batch["pixel_values_videos"][2], batch["pixel_values_videos"][3])
+    assert batch["video_times"].tolist() == [0.0, 0.5, 1.0, 1.0]
+    with pytest.raises(ValueError, match="2 video_times for 3 frames of video 0"):
+        processor(text="<|video_pad|>", videos=[frames], video_times=[[0.0, 0.5]])
