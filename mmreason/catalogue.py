@@ -16,7 +16,7 @@ class Method:
     paper: str  # arXiv number, or "" where there is none
     key: str  # as it stands in a stage of a recipe
     summary: str
-    recipe: str | None = None  # a file under recipes/ that uses it; any recipe takes the key
+    recipe: str  # a file under recipes/ that uses it; any recipe takes the key
 
 
 METHODS: dict[str, Method] = {
@@ -33,56 +33,63 @@ METHODS: dict[str, Method] = {
         "2504.15900",
         "rationale: structured",
         "SARI: planning, caption, reasoning and summary inside the thought; `free` gives plain words.",
+        "grpo.yaml",
     ),
     "grpo": Method(
         ("advantage", "aggregation"),
         "2402.03300",
         "loss_type: grpo",
         "Group z-scored advantages, clipped ratio, mean over rows of each row's token mean.",
+        "grpo.yaml",
     ),
     "dapo": Method(
         ("aggregation",),
         "2503.14476",
         "loss_type: dapo",
         "The mean over all tokens of the global batch.",
-        "debug.yaml",
+        "dapo.yaml",
     ),
     "dr_grpo": Method(
         ("aggregation",),
         "2503.20783",
         "loss_type: dr_grpo",
         "A constant length divisor; use with scale_rewards: none for the paper's method.",
+        "dr_grpo.yaml",
     ),
     "unscaled_advantage": Method(
         ("advantage",),
         "2503.20783",
         "scale_rewards: none",
         "Rewards are centred on the group and not divided.",
+        "dr_grpo.yaml",
     ),
     "batch_scaled_advantage": Method(
         ("advantage",),
         "",
         "scale_rewards: batch",
         "Centred on the group, divided by the whole batch's deviation.",
+        "soft_rewards.yaml",
     ),
     "clip_higher": Method(
         ("policy term",),
         "2503.14476",
         "epsilon_high: 0.28",
         "DAPO: more room for raising a token than for lowering it.",
-        "debug.yaml",
+        "dapo.yaml",
     ),
     "overlong_filtering": Method(
         ("token weight",),
         "2503.14476",
         "mask_truncated_completions: true",
         "DAPO: completions cut at the length limit teach nothing.",
+        "dapo.yaml",
     ),
     "overlong_punishment": Method(
         ("shaping terms",),
         "2503.14476",
         "reward_funcs: [overlong]",
         "DAPO: a linear penalty before the length limit.",
+        "dapo.yaml",
     ),
     "k3_kl": Method(
         ("regulariser",),
@@ -103,12 +110,21 @@ METHODS: dict[str, Method] = {
         "2505.24718",
         "reward_funcs: [subset]",
         "TW-GRPO: |S|/|Y| for a subset of the right answers, 0 with any wrong one.",
+        "soft_rewards.yaml",
     ),
     "jaccard": Method(
-        ("shaping terms",), "", "reward_funcs: [jaccard]", "Overlap of given and right answers."
+        ("shaping terms",),
+        "",
+        "reward_funcs: [jaccard]",
+        "Overlap of given and right answers.",
+        "soft_rewards.yaml",
     ),
     "f1": Method(
-        ("shaping terms",), "", "reward_funcs: [f1]", "Harmonic mean of precision and recall of answers."
+        ("shaping terms",),
+        "",
+        "reward_funcs: [f1]",
+        "Harmonic mean of precision and recall of answers.",
+        "soft_rewards.yaml",
     ),
     "blend": Method(
         ("shaping terms",),
@@ -118,13 +134,18 @@ METHODS: dict[str, Method] = {
         "debug.yaml",
     ),
     "exact": Method(
-        ("verifier",), "", "reward_funcs: [exact]", "The verifier: set, number or text equality."
+        ("verifier",),
+        "",
+        "reward_funcs: [exact]",
+        "The verifier: set, number or text equality.",
+        "grpo.yaml",
     ),
     "numeric": Method(
         ("shaping terms",),
         "2503.21776",
         "reward_funcs: [numeric]",
         "Graded credit for the nearness of a number.",
+        "soft_rewards.yaml",
     ),
     "format": Method(
         ("shaping terms",),

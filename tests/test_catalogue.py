@@ -29,11 +29,14 @@ def test_the_key_is_accepted_by_a_stage(name: str):
     assert not method.paper or re.fullmatch(r"\d{4}\.\d{5}", method.paper)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.recipe])
+@pytest.mark.parametrize("name", METHODS)
 def test_the_recipe_that_is_named_uses_the_method(name: str):
     method = METHODS[name]
-    stages = [stage.model_dump() for stage in load_recipe(RECIPES / str(method.recipe)).stages]
+    stages = [stage.model_dump() for stage in load_recipe(RECIPES / method.recipe).stages]
     ((key, value),) = yaml.safe_load(method.key).items()
+    assert re.search(
+        rf"\b{key}:", (RECIPES / method.recipe).read_text()
+    )  # in so many words, not as a default
     used = [stage[key] for stage in stages if key in stage]
     if isinstance(value, dict):
         assert value["name"] in [choice["name"] for choice in used]

@@ -104,9 +104,7 @@ def methods(json: JsonFile = None) -> None:
         table = Table("method", "slots", "paper", "key", "recipe", "what it does")
         for name, method in METHODS.items():
             paper = f"arXiv {method.paper}" if method.paper else "-"
-            table.add_row(
-                name, ", ".join(method.slots), paper, method.key, method.recipe or "-", method.summary
-            )
+            table.add_row(name, ", ".join(method.slots), paper, method.key, method.recipe, method.summary)
         show(table)
     emit(json, {name: asdict(method) for name, method in METHODS.items()})
 

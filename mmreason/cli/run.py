@@ -53,13 +53,16 @@ def compare(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override in every run")
     ] = None,
+    any_budget: Annotated[
+        bool, typer.Option("--any-budget", help="compare recipes that learn from different numbers of rows")
+    ] = False,
     json: JsonFile = None,
 ) -> None:
-    """Run several recipes with several seeds, one after the other, and put them into one table."""
+    """Run several recipes with several seeds under one budget, and put them into one table; goes on after a kill."""
     from mmreason.cli.compare import compare_recipes, comparison_table
 
     with json_only(json):
-        result = compare_recipes(recipes, seeds, out, set_ or [])
+        result = compare_recipes(recipes, seeds, out, set_ or [], any_budget=any_budget, tell=show)
         show(comparison_table(result))
     emit(json, result)
 

@@ -1,6 +1,6 @@
 """Evaluation: judge answers on held-out rows, measure against chance, compare stages, keep and show it."""
 
-from mmreason.evaluate.bootstrap import paired_bootstrap
+from mmreason.evaluate.bootstrap import crossed_bootstrap, paired_bootstrap
 from mmreason.evaluate.measures import blind_scores, chance_rate, evaluate_rows, measures, summarise, thirds
 from mmreason.evaluate.rows import EvalRow, judge, question_text, read_rows, thinks, write_rows
 from mmreason.evaluate.run import Generate, evaluate, limit_evenly
@@ -14,6 +14,7 @@ __all__ = [
     "blind_scores",
     "chance_rate",
     "compare",
+    "crossed_bootstrap",
     "evaluate",
     "evaluate_rows",
     "judge",

@@ -10,6 +10,7 @@ from rich.console import Console
 from mmreason.evaluate import (
     EvalRow,
     compare,
+    crossed_bootstrap,
     evaluate,
     limit_evenly,
     paired_bootstrap,
@@ -53,6 +54,30 @@ def test_bootstrap_refuses_rows_that_do_not_pair():
         paired_bootstrap([1], [1, 0])
     with pytest.raises(ValueError, match="got 0 and 0"):
         paired_bootstrap([], [])
+
+
+def test_crossed_bootstrap_of_one_seed_is_the_paired_one():
+    difference = [1.0] * 30 + [-1.0] * 10 + [0.0] * 60
+    crossed = crossed_bootstrap([difference])
+    paired = paired_bootstrap([0.0] * 100, difference)
+    assert crossed["mean"] == paired["mean"] == pytest.approx(0.2)
+    assert crossed["low"] == pytest.approx(paired["low"], abs=0.01)
+    assert crossed["high"] == pytest.approx(paired["high"], abs=0.01)
+
+
+def test_crossed_bootstrap_counts_what_another_seed_would_give():
+    # two seeds that contradict each other on every question: each of the four draws of two seeds has chance 1/4
+    assert crossed_bootstrap([[1.0] * 50, [-1.0] * 50]) == {"mean": 0.0, "low": -1.0, "high": 1.0}
+    # three seeds, one that gains nothing: mean 2/3, and the draw that holds it thrice has chance 1/27 > 2.5%
+    out = crossed_bootstrap([[1.0] * 50, [1.0] * 50, [0.0] * 50])
+    assert out["mean"] == pytest.approx(2 / 3) and out["low"] == 0.0 and out["high"] == 1.0
+
+
+def test_crossed_bootstrap_refuses_an_empty_table():
+    with pytest.raises(ValueError, match="at least one seed and one question"):
+        crossed_bootstrap([])
+    with pytest.raises(ValueError, match="at least one seed and one question"):
+        crossed_bootstrap([[], []])
 
 
 def test_compare_pairs_by_id_and_leaves_out_what_only_one_side_knows():

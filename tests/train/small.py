@@ -112,7 +112,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def completions(run: Path) -> dict[str, str]:
     """Every completion file by name."""
-    return {file.name: file.read_text() for file in (run / "completions").iterdir()}
+    return {file.name: file.read_text() for file in run.glob("completions/*")}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
