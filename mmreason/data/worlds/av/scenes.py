@@ -131,8 +131,9 @@ def _moments(n: int, m: int, rng: Rng) -> tuple[list[int], list[int]]:
 
 
 def draw_scene(sizes: Sequence[int], split: str, rng: Rng) -> Scene:
-    """A scene of one of these sizes that belongs to `split`."""
-    total = sizes[int(rng.integers(len(sizes)))] + 1
+    """A scene of one of these sizes that belongs to `split`; large ones more often, since small ones offer little."""
+    share = np.asarray(sizes) / sum(sizes)
+    total = int(rng.choice(np.asarray(sizes), p=share)) + 1
     while True:
         n = int(rng.integers(max(1, total - MOST), min(MOST, total - 1) + 1))
         seen, heard = _moments(n, total - n, rng)

@@ -1,7 +1,7 @@
 """Frames of a clip: 64x64 pixels, 8 a second, 16-pixel cells; evidence boxes and dense truth that agree with them.
 
 At the first frame of a moment (every half second) a moving thing lies a little behind the middle of its new cell,
-so that a single picture shows which way it goes. A flash is a bright glow around a thing.
+so that a single picture shows which way it goes. A flash is a bright glow that fills the thing's cell.
 """
 
 from __future__ import annotations
@@ -63,13 +63,10 @@ def corner(placed: Placed, track: Track, moment: int, part: int) -> tuple[int, i
     return min(max(left, 0), PIXELS - placed.size), min(max(top, 0), PIXELS - placed.size)
 
 
-def _glow(canvas: np.ndarray, look: Look) -> None:
-    """A bright disc that fills the cell."""
-    from_middle = np.abs(np.arange(CELL, dtype=np.float32) - (CELL - 1) / 2)
-    far = np.hypot(from_middle[:, None], from_middle[None, :])
-    cover = np.clip(CELL / 2 - far, 0, 1)[:, :, None]
-    area = canvas[(look.row - 1) * CELL : look.row * CELL, (look.column - 1) * CELL : look.column * CELL]
-    area += cover * (GLOW - area)
+def _cell_of(canvas: np.ndarray, look: Look) -> np.ndarray:
+    """The pixels of the cell a thing is in."""
+    top, left = (look.row - 1) * CELL, (look.column - 1) * CELL
+    return canvas[top : top + CELL, left : left + CELL]
 
 
 def draw_frames(clip: Clip, layout: Sequence[Placed], rng: Rng) -> np.ndarray:
@@ -89,7 +86,7 @@ def draw_frames(clip: Clip, layout: Sequence[Placed], rng: Rng) -> np.ndarray:
             canvas = base.copy()
             for _, look, _ in seen:
                 if look.flash:
-                    _glow(canvas, look)
+                    _cell_of(canvas, look)[:] = GLOW
             for i, look, (left, top) in seen:
                 shape, size = clip.actors[i].shape, layout[i].size
                 paint(canvas, shape, layout[i].fills[look.colour], left, top, size)
