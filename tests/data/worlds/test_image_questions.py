@@ -56,7 +56,7 @@ def _ask(kind: str, *args: Any) -> Draft:
         ("find", ((None, "star"),), ("a2 a4",), "star a2 a4", "2 in all"),
         ("find", (("yellow", "star"),), ("none",), "yellow star none", "0 in all"),
         ("shape", (("green", None),), ("square",), "green square b3", "it is square"),
-        ("where", (("red", "circle"),), ("c4",), "red circle c4", "row c, column 4"),
+        ("where", (("red", "circle"),), ("c4",), "red circle c4", "it is at c4"),
         ("sum", (("red", None), ("blue", None)), ("5",), None, None),
         ("difference", (("red", None), ("blue", None)), ("1",), "red a2 a4 c4, blue b1 d3", "3 - 2 = 1"),
         ("relation", (SCENE.things[2], SCENE.things[3]), ("left",), None, "same row, column 1 < 3, left"),
@@ -111,11 +111,15 @@ def _matches(grid: Grid, words: str) -> list[tuple[int, int]]:
 
 def _read_grid(caption: str) -> Grid:
     grid: Grid = {}
-    for row, line in enumerate(re.split(r"row \d", caption)[1:], start=1):
+    for row, line in enumerate(re.split(r"row [abcd] ", caption)[1:], start=1):
         cells = re.findall(r"empty|\w+ (?:circle|square|triangle|star)", line)
         assert len(cells) == 4, caption
         grid |= {(row, column): name for column, name in enumerate(cells, start=1) if name != "empty"}
     return grid
+
+
+def _called(row: int, column: int) -> str:
+    return f"{'abcd'[row - 1]}{column}"
 
 
 def _oracle(kind: str, text: str, options: list[str], grid: Grid) -> set[str]:
@@ -126,9 +130,9 @@ def _oracle(kind: str, text: str, options: list[str], grid: Grid) -> set[str]:
     if kind == "count":
         return {str(counts[0])}
     if kind == "list":
-        return {", ".join(f"{row}{column} {name}" for (row, column), name in sorted(grid.items()))}
+        return {", ".join(f"{_called(row, column)} {name}" for (row, column), name in sorted(grid.items()))}
     if kind == "find":
-        return {" ".join(f"{row}{column}" for row, column in _matches(grid, terms[0])) or "none"}
+        return {" ".join(_called(*cell) for cell in _matches(grid, terms[0])) or "none"}
     if kind == "sum":
         return {str(counts[0] + counts[1])}
     if kind == "difference":
@@ -144,14 +148,14 @@ def _oracle(kind: str, text: str, options: list[str], grid: Grid) -> set[str]:
         assert ranked[0][1] > ranked[1][1]
         return {ranked[0][0]}
     if kind in ("row", "cell"):
-        place = [int(d) for d in re.findall(r"\d", stem)]
-        cells = [(place[0], c) for c in ([place[1]] if kind == "cell" else range(1, 5))]
+        letter, digit = re.findall(r"\b([abcd])(\d?)\b", stem)[-1]
+        cells = [("abcd".index(letter) + 1, c) for c in ([int(digit)] if digit else range(1, 5))]
         return {" ".join(grid.get(cell, "empty") for cell in cells)}
     found = [_matches(grid, t) for t in terms]
     assert all(len(f) == 1 for f in found), f"{text} names more than one thing"
     (row, column), *rest = (f[0] for f in found)
     if kind == "where":
-        return {f"row {row} column {column}"}
+        return {_called(row, column)}
     if kind in ("colour", "shape"):
         return {grid[row, column].split()[0 if kind == "colour" else 1]}
     assert kind == "relation"
