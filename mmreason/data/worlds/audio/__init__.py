@@ -39,7 +39,8 @@ def _one_clip(sizes: Sequence[int], split: str, rng: np.random.Generator) -> Sce
 
 
 def _two_clips(sizes: Sequence[int], split: str, rng: np.random.Generator) -> Scene:
-    n = sizes[int(rng.integers(len(sizes)))] + 1
+    """Larger scenes more often: two clips that hold a sound or two each have little in common to ask about."""
+    n = int(rng.choice(sizes, p=np.divide(sizes, sum(sizes)))) + 1
     first = min(max(n // 2 + int(rng.integers(-1, 2)) + int(rng.integers(n % 2 + 1)), 1), n - 1)
     return draw_scene((first, n - first), split, rng)
 
@@ -97,7 +98,10 @@ def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
         if asker.open_kinds(share)
     ]
     if not streams:
-        yield from ASKERS[0].scenes(settings)  # says that nothing fits
+        raise ValueError(
+            f"world audio: kinds {list(settings.kinds)} at difficulty {settings.difficulty} give no question; "
+            "widen the range"
+        )
     asked = [0] * len(streams)
     while True:
         i = min(range(len(streams)), key=lambda j: asked[j] / streams[j][0])

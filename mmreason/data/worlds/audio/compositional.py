@@ -250,7 +250,7 @@ def most_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
 
 def choose(scene: Scene, right: list[Term], wrong: list[Term], rng: Rng) -> tuple[Term, ...]:
     """The right terms among `SHOWN` in a random order; wrong ones that are heard are taken first."""
-    heard = [term for term in wrong if any(sound.fits(term) for sound in scene.sounds)]
+    heard = [term for term in wrong if any(term in named for named in scene.by_term)]
     rest = [term for term in wrong if term not in heard]
     return shuffled((*right, *shuffled(heard, rng), *shuffled(rest, rng))[:SHOWN], rng)
 

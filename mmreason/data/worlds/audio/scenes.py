@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -46,10 +49,6 @@ class Heard:
         """Pitch and kind: "high bell", "ba"."""
         return f"{self.pitch} {self.kind}".lstrip()
 
-    def fits(self, term: Term) -> bool:
-        """Whether the term names this sound."""
-        return term[0] in (None, self.pitch) and term[1] in (None, self.kind)
-
 
 Clip = tuple[Heard, ...]
 
@@ -65,9 +64,18 @@ class Scene:
         """Every sound, clip after clip."""
         return tuple(sound for clip in self.clips for sound in clip)
 
+    @cached_property
+    def by_term(self) -> tuple[dict[Term, Clip], ...]:
+        """For each clip, every term that names something -> its sounds in order."""
+        found: list[dict[Term, list[Heard]]] = [defaultdict(list) for _ in self.clips]
+        for sound in self.sounds:
+            for term in product((sound.pitch, None), (sound.kind, None)):
+                found[sound.clip][term].append(sound)
+        return tuple({term: tuple(sounds) for term, sounds in clip.items()} for clip in found)
+
     def find(self, term: Term, clip: int = 0) -> Clip:
         """The sounds of one clip that a term names, in order."""
-        return tuple(sound for sound in self.clips[clip] if sound.fits(term))
+        return self.by_term[clip].get(term, ())
 
     def count(self, term: Term, clip: int = 0) -> int:
         """How many sounds of one clip a term names."""
