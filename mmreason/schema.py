@@ -197,7 +197,7 @@ class SFTStage(StageConfig):
     rationale: Style = "structured"  # which rationale fills the think block; none: answer only
     thought_dropout: Fraction = 0.0  # TON: share of rows whose thought is emptied, drawn once per row
     replay: dict[str, Fraction] = {}  # source -> share of each batch's rows
-    questions_per_row: PositiveInt = 1  # questions on the same media joined into one conversation
+    questions_per_row: PositiveInt = 1  # questions on the same media that share their prompt's beginning
     max_length: PositiveInt = 8192
     time_of: str | None = None  # train for the wall time that this earlier stage took (the rival)
 

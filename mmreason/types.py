@@ -102,7 +102,6 @@ class Sample:
     ] = ()  # {"box": [x0, y0, x1, y1], "label": ...}, {"span": [start, end]}
     difficulty: float | None = None  # 0 easy .. 1 hard
     columns: Mapping[str, Any] = field(default_factory=dict)  # every other column, handed to rewards
-    joined: tuple[str, ...] = ()  # ids of the rows that a conversation was made of; () where it is one row
 
     @property
     def modality(self) -> str:
@@ -132,6 +131,9 @@ class Rendered:
     sampled: torch.Tensor  # bool [T]; True where the policy writes (assistant text and its end of turn)
     token_types: torch.Tensor  # int64 [T]
     media: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    segments: torch.Tensor | None = (
+        None  # int64 [T]; 0 a shared beginning, 1, 2 ... what goes on from it side by side; None: one run
+    )
 
     def __len__(self) -> int:
         return int(self.ids.numel())
@@ -224,3 +226,6 @@ class MicroBatch:
     ref_logprobs: torch.Tensor | None  # float32 [B, L]
     groups: torch.Tensor  # int64 [B]
     count: float
+    segments: torch.Tensor | None = (
+        None  # int64 [B, L] as in Rendered, -1 where padded; None: every row is one run
+    )

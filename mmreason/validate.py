@@ -20,7 +20,7 @@ from mmreason.curriculum import gate_problem
 from mmreason.data.media import MediaError, MediaLimits, check, decode, limits_of
 from mmreason.data.sources import check_rows
 from mmreason.data.targets import dense_targets, with_targets
-from mmreason.data.transforms import conversations, supervised, target_text
+from mmreason.data.transforms import supervised, target_text
 from mmreason.evaluate.rows import bare_group
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded, load_model
@@ -294,7 +294,7 @@ def _targets(stage: SFTStage, samples: Sequence[Sample], seed: int, report: Repo
         except ValueError as error:
             problems.append(f"stages.{stage.name}: {error}")
     report.add(problems)
-    return conversations(rows, stage.questions_per_row)
+    return rows
 
 
 def _render(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from mmreason.types import MicroBatch, Sample, TrainingSample
+from mmreason.types import MicroBatch, TrainingSample
+
+Row = TypeVar("Row")  # a sample, or several that share a row
 
 
-class _Stream:
+class _Stream(Generic[Row]):
     """Endless rows of a pool: every epoch is a fresh shuffle by (seed, name, epoch), and no row is ever lost."""
 
-    def __init__(self, name: str, rows: Sequence[Sample], seed: int) -> None:
+    def __init__(self, name: str, rows: Sequence[Row], seed: int) -> None:
         if not rows:
             raise ValueError(f"data {name}: no rows to train on")
         self.name, self.rows, self.seed = name, rows, seed
@@ -28,7 +30,7 @@ class _Stream:
             len(self.rows)
         )
 
-    def next(self) -> Sample:
+    def next(self) -> Row:
         if self.position == len(self.rows):
             self.epoch, self.position = self.epoch + 1, 0
             self._order = self._shuffle()
@@ -48,7 +50,7 @@ class _Stream:
         self._order = self._shuffle()
 
 
-class Loader:
+class Loader(Generic[Row]):
     """Rows of `data` (one pool) with fixed shares of replayed sources mixed in, reshuffled every epoch.
 
     Args:
@@ -61,7 +63,7 @@ class Loader:
 
     def __init__(
         self,
-        sources: Mapping[str, Sequence[Sample]],
+        sources: Mapping[str, Sequence[Row]],
         data: Sequence[str],
         replay: Mapping[str, float],
         seed: int,
@@ -81,11 +83,11 @@ class Loader:
         self._shares = {"": 1.0 - sum(replay.values())} | {name: replay[name] for name in self._replay}
         self._credit = dict.fromkeys(self._shares, 0.0)  # "" is the pool
 
-    def next(self, n: int) -> list[Sample]:
+    def next(self, n: int) -> list[Row]:
         """The next `n` rows."""
         return [self._one() for _ in range(n)]
 
-    def _one(self) -> Sample:
+    def _one(self) -> Row:
         """Smooth weighted round robin: after n rows each stream has given its share of n, less or more than one row."""
         for name, share in self._shares.items():
             self._credit[name] += share
@@ -184,4 +186,16 @@ def collate(rows: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
         ref_logprobs=optional([row.ref_logprobs for row in rows]),
         groups=torch.tensor([row.group for row in rows], dtype=torch.long),
         count=sum(row.count for row in rows),
+        segments=_segments(rows, width),
     )
+
+
+def _segments(rows: Sequence[TrainingSample], width: int) -> torch.Tensor | None:
+    """Segments [B, L] where some row has several, -1 where padded."""
+    if all(row.rendered.segments is None for row in rows):
+        return None
+    out = torch.full((len(rows), width), -1)
+    for i, row in enumerate(rows):
+        segments = row.rendered.segments
+        out[i, : len(row)] = 0 if segments is None else segments
+    return out

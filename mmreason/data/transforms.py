@@ -58,30 +58,18 @@ def supervised(sample: Sample, style: Style, dropout: float, seed: int) -> Sampl
     return replace(sample, messages=(*sample.messages, Message("assistant", (Part("text", text),))))
 
 
-def conversations(samples: Sequence[Sample], turns: int) -> list[Sample]:
-    """Join up to `turns` samples on the same media into one conversation, so that its media are seen once.
+def by_media(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...]]:
+    """Up to `most` samples on the same media together, in the place of their first; those without media stay alone.
 
-    Each sample ends with its target turn; later questions come without the media. A conversation takes the place
-    and the metadata of its first question, and its id names them all.
-
-    Example: two questions on one picture and one on another give, with turns=2, rows of two and of one question.
+    Example: two questions on one picture and one on another give, with most=2, a pair and a single one.
     """
-    open_rows: dict[tuple[MediumRef, ...], int] = {}
-    joined: list[list[Sample]] = []
+    open_groups: dict[tuple[MediumRef, ...], int] = {}
+    groups: list[list[Sample]] = []
     for sample in samples:
-        at = open_rows.get(sample.media)
-        if sample.media and at is not None and len(joined[at]) < turns:
-            joined[at].append(sample)
+        at = open_groups.get(sample.media)
+        if sample.media and at is not None and len(groups[at]) < most:
+            groups[at].append(sample)
         else:
-            open_rows[sample.media] = len(joined)
-            joined.append([sample])
-    return [group[0] if len(group) == 1 else _joined(group) for group in joined]
-
-
-def _joined(group: Sequence[Sample]) -> Sample:
-    messages = list(group[0].messages)
-    for sample in group[1:]:
-        for message in sample.messages:
-            messages.append(replace(message, parts=tuple(p for p in message.parts if p.type == "text")))
-    ids = tuple(sample.id for sample in group)
-    return replace(group[0], id="+".join(ids), messages=tuple(messages), joined=ids)
+            open_groups[sample.media] = len(groups)
+            groups.append([sample])
+    return [tuple(group) for group in groups]

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from mmreason.model.packed import segment_mask, segment_positions
 from mmreason.types import MicroBatch
 
 PARTS = ("vision", "audio", "projector", "llm")
@@ -162,6 +163,11 @@ def forward_inputs(family: Family, batch: MicroBatch, device: torch.device | str
         ValueError: the batch carries a media tensor that this family's forward does not take.
     """
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
+    if batch.segments is not None:
+        inputs |= {
+            "attention_mask": segment_mask(batch.segments),
+            "position_ids": segment_positions(batch.segments),
+        }
     inputs |= media_inputs(family, batch.media, batch.token_types)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 

@@ -1,6 +1,7 @@
 """Messages and decoded media -> ids, roles, masks and media tensors. The only place that makes masks."""
 
+from mmreason.render.packing import side_by_side
 from mmreason.render.renderer import Renderer, with_completion
 from mmreason.render.template import RenderError
 
-__all__ = ["RenderError", "Renderer", "with_completion"]
+__all__ = ["RenderError", "Renderer", "side_by_side", "with_completion"]

@@ -81,12 +81,11 @@ class Feed:
             return None
 
     def _refuse(self, sample: Sample, error: ValueError) -> None:
-        """Name the row (of a conversation every row) in quarantine, or stop where the recipe says so."""
+        """Name the row in quarantine, or stop where the recipe says so."""
         if self.stop:
             raise error
         names = ", ".join(ref.path or "inline bytes" for ref in sample.media)
-        for row in sample.joined or (sample.id,):
-            self.quarantine.add(row, names, str(error), source=sample.source)
+        self.quarantine.add(sample.id, names, str(error), source=sample.source)
 
 
 def size(rendered: Rendered) -> int:

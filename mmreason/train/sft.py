@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmreason.data.loader import Loader
-from mmreason.data.transforms import conversations, supervised
+from mmreason.data.transforms import by_media, supervised
+from mmreason.model.packed import needs_side_by_side
 from mmreason.objective import sft_sample
+from mmreason.render import side_by_side
 from mmreason.schema import SFTStage
 from mmreason.train.context import Batch, Context
 from mmreason.train.distributed import shard
@@ -23,15 +25,17 @@ class SFT:
     def __init__(self, context: Context, stage: SFTStage) -> None:
         self.context = context
         self.stage = stage
+        if stage.questions_per_row > 1:
+            needs_side_by_side(context.family.name, context.recipe.model.attn_implementation)
         targets = {name: self._targets(context.sources[name]) for name in stage.sources()}
         self.loader = Loader(targets, stage.data, stage.replay, seed=context.recipe.seed)
 
-    def _targets(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with the turns that are learned, several questions to a row where the stage says so."""
+    def _targets(self, samples: Sequence[Sample]) -> list[tuple[Sample, ...]]:
+        """The samples with the turns that are learned, those that share a row together."""
         stage = self.stage
         seed = self.context.recipe.seed
         full = [supervised(sample, stage.rationale, stage.thought_dropout, seed) for sample in samples]
-        return conversations(full, stage.questions_per_row)
+        return by_media(full, stage.questions_per_row)
 
     def collect(self, progress: float, step: int) -> Batch:
         """Rows of one optimizer step. A quarantined row is replaced by the next one of the loader."""
@@ -42,10 +46,11 @@ class SFT:
             missing = backend.max(per_rank - len(rows))
             if missing <= 0:
                 break
-            for sample in shard(self.loader.next(missing * backend.world_size), backend):
-                rendered = self.context.feed.full(sample, self.stage)
-                if rendered is not None and len(rows) < per_rank:
-                    rows.append(sft_sample(rendered))
+            for group in shard(self.loader.next(missing * backend.world_size), backend):
+                rendered = [self.context.feed.full(sample, self.stage) for sample in group]
+                readable = [row for row in rendered if row is not None]
+                if readable and len(rows) < per_rank:
+                    rows.append(sft_sample(side_by_side(readable)))
         else:
             raise ValueError(
                 f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl"

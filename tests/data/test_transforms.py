@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmreason.data.transforms import conversations, supervised, target_text, thought_dropout
+from mmreason.data.transforms import by_media, supervised, target_text, thought_dropout
 from mmreason.types import MediumRef, Message, Part, Sample
 
 ROW = Sample(
@@ -65,19 +65,15 @@ def test_supervised_appends_the_target_or_keeps_the_rows_own_turn() -> None:
     assert ROW.messages[-1].role == "user"  # the sample itself is not touched
 
 
-def test_questions_on_one_picture_join_into_a_conversation_that_shows_it_once() -> None:
+def test_questions_on_one_picture_come_together() -> None:
     pictures = [(MediumRef("image", f"{name}.png"),) for name in "ab"]
     rows = []
     for i, media in enumerate([pictures[0], pictures[1], pictures[0], pictures[0]]):
         parts = (Part("image", medium=0), Part("text", text=f"q{i}"))
         messages = (Message("user", parts), Message("assistant", (Part("text", text=f"a{i}"),)))
         rows.append(Sample(f"r:{i}", "r", messages, media, solution=str(i)))
-    joined = conversations(rows, 2)
-    assert [row.id for row in joined] == ["r:0+r:2", "r:1", "r:3"]
-    assert [[p.text or p.type for m in row.messages for p in m.parts] for row in joined] == [
-        ["image", "q0", "a0", "q2", "a2"],
-        ["image", "q1", "a1"],
-        ["image", "q3", "a3"],
-    ]
-    assert [row.media for row in joined] == [pictures[0], pictures[1], pictures[0]]
-    assert conversations(rows, 1) == rows
+    groups = by_media(rows, 2)
+    assert [[row.id for row in group] for group in groups] == [["r:0", "r:2"], ["r:1"], ["r:3"]]
+    assert by_media(rows, 1) == [(row,) for row in rows]
+    alone = [replace(row, media=()) for row in rows]
+    assert by_media(alone, 2) == [(row,) for row in alone]
