@@ -35,9 +35,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[R
 
 
 def test_kinds_are_asked_about_equally_often(made: dict[str, dict[str, list[Row]]]) -> None:
+    """Nearly: not every pair of clips offers every kind."""
     sizes = {kind: len(rows) for kind, rows in made["train"].items()}
     assert sizes.keys() == KINDS.keys()
-    assert max(sizes.values()) <= 1.7 * min(sizes.values()), sizes  # not every pair of clips offers every kind
+    assert max(sizes.values()) <= 1.7 * min(sizes.values()), sizes
 
 
 def test_chance_is_low(made: dict[str, dict[str, list[Row]]]) -> None:
