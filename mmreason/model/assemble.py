@@ -32,6 +32,8 @@ from mmreason.schema import AssembleConfig
 
 ARCHITECTURE = "mmreason_assembled"
 INIT_KEYS = ("initializer_range", "init_std")  # the names that transformers configs give the same thing
+# what the recipe and the model's config call the same
+SHARED_KEYS = ("spatial_merge", "temporal_merge", "time_embedding", "projector_hidden", "initializer_range")
 AUDIO_TYPES = ("whisper", "audio-spectrogram-transformer")
 # only the encoder of an encoder-decoder is used; building it must not cost a large decoder
 NO_DECODER = {
@@ -70,14 +72,9 @@ def assemble(
     llm = _language_model(cfg, tokenizer, options, remote)
     vision = _vision_tower(cfg, options, remote)
     merges = [_audio_merge(entry) for entry in cfg.audio]
-    entries = [{key: value for key, value in entry.items() if key != "audio_merge"} for entry in cfg.audio]
-    audio = [_audio_tower(entry, cfg, options, remote) for entry in entries]
+    audio, specs = _audio_towers(cfg, merges, options, remote)
     image_processor, image_tokens, size = _image_side(cfg, vision, remote)
     image_tokens = _merged(image_tokens, cfg.spatial_merge)
-    specs = [
-        _audio_side(entry, tower.config, merge, remote)
-        for entry, tower, merge in zip(entries, audio, merges, strict=True)
-    ]
     config = AutoConfig.for_model(
         ARCHITECTURE,
         vision_config=None if vision is None else vision.config,
@@ -88,14 +85,10 @@ def assemble(
         },
         image_size=size,
         image_tokens=image_tokens,
-        spatial_merge=cfg.spatial_merge,
-        temporal_merge=cfg.temporal_merge,
         audio_tokens=[spec["tokens"] for spec in specs],
         audio_merge=merges,
         audio_seconds=[spec["seconds"] for spec in specs],
-        time_embedding=cfg.time_embedding,
-        projector_hidden=cfg.projector_hidden,
-        initializer_range=cfg.initializer_range,
+        **{key: getattr(cfg, key) for key in SHARED_KEYS},
         dtype=dtype,
         attn_implementation=attention,
     )
@@ -210,6 +203,19 @@ def _vision_tower(cfg: AssembleConfig, options: dict[str, Any], remote: bool) ->
     if pretrained:
         return _load(AutoModel, cfg.vision, "vision", options, remote, config=config)
     return AutoModel.from_config(config, **options)
+
+
+def _audio_towers(
+    cfg: AssembleConfig, merges: list[int], options: dict[str, Any], remote: bool
+) -> tuple[list[PreTrainedModel], list[dict[str, Any]]]:
+    """The audio encoders and, for each, the processor's entry."""
+    entries = [{key: value for key, value in entry.items() if key != "audio_merge"} for entry in cfg.audio]
+    towers = [_audio_tower(entry, cfg, options, remote) for entry in entries]
+    specs = [
+        _audio_side(entry, tower.config, merge, remote)
+        for entry, tower, merge in zip(entries, towers, merges, strict=True)
+    ]
+    return towers, specs
 
 
 def _audio_tower(
