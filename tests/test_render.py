@@ -467,3 +467,22 @@ def test_tool_turns_have_their_role_and_are_not_sampled(processor_of) -> None:
         processor.tokenizer.decode(rendered.ids[tool]) == "<|im_start|>user\n<tool>3 boxes</tool><|im_end|>\n"
     )
     assert not (tool & rendered.sampled).any()
+
+
+def test_a_second_question_on_the_same_picture_is_rendered_as_if_it_were_the_first(processor_of) -> None:
+    """What was made of a picture is used again, for that very object alone."""
+    processor = processor_of("assembled")
+    renderer, calls = Renderer(processor), []
+    process = renderer._process_anew
+    renderer._process_anew = lambda sample, piece: calls.append(piece.text) or process(sample, piece)
+    red, blue = (
+        [DecodedMedium("image", "x.png", image=Image.new("RGB", (64, 64), c))] for c in ("red", "blue")
+    )
+    parts = [(Part("image", medium=0), Part("text", text=words)) for words in ("how many?", "what is it")]
+    first, second = (row(Message("user", p))[0] for p in parts)
+    for media, sample in ((red, first), (red, second), (blue, first), (red, first)):
+        alone, again = Renderer(processor).prompt(sample, media), renderer.prompt(sample, media)
+        assert torch.equal(alone.ids, again.ids) and torch.equal(alone.token_types, again.token_types)
+        assert alone.media.keys() == again.media.keys()
+        assert all(torch.equal(alone.media[name], again.media[name]) for name in alone.media)
+    assert len(calls) == 2

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from mmreason.render.media import feature_count, media_arguments
+from mmreason.render.recent import RecentMedia
 from mmreason.render.template import ChatTemplate, RenderError, difference, text_turn
 from mmreason.types import (
     ROLE_CODES,
@@ -68,6 +69,7 @@ class Renderer:
             max_prompt_length,
             max_length,
         )
+        self._recent = RecentMedia()
         self._chat = ChatTemplate(processor, self.tokenizer)
         self._added = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items() if not t.lstrip}
         self._tokens = self._placeholders()
@@ -308,7 +310,19 @@ class Renderer:
         )
 
     def _process(self, sample: Sample, piece: _Piece) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """Ids with one placeholder per feature, and the media tensors, by the model's own processor."""
+        """Ids with one placeholder per feature, and the media tensors, by the model's own processor.
+
+        Questions on the same media come one after the other; what was made of those media is then used again.
+        """
+        known = self._recent.get(piece.text, piece.media, self._tokens.values())
+        if known is not None:
+            ids, tensors, rest = known
+            return ids + self._tokenise(rest), tensors
+        ids, tensors = self._process_anew(sample, piece)
+        self._recent.put(piece.text, piece.media, self._tokens.values(), ids, tensors, self._tokenise)
+        return ids, tensors
+
+    def _process_anew(self, sample: Sample, piece: _Piece) -> tuple[list[int], dict[str, torch.Tensor]]:
         try:
             inputs = media_arguments(self.processor, piece.media)
             made = self.processor(text=[piece.text], add_special_tokens=False, return_tensors="pt", **inputs)

@@ -9,9 +9,10 @@ from mmreason.data.media import MediaError, MediaLimits, decode
 from mmreason.data.quarantine import Quarantine
 from mmreason.render import Renderer, RenderError
 from mmreason.schema import SFTStage, StageConfig
-from mmreason.types import Rendered, Sample
+from mmreason.types import DecodedMedium, MediumRef, Rendered, Sample
 
 CACHE_BYTES = 512 * 2**20
+MEDIA_KEPT = 8
 
 
 class Feed:
@@ -29,6 +30,7 @@ class Feed:
         self.stop = stop  # the recipe's on_bad_media: stop
         self._cache: OrderedDict[tuple[str, str, str], Rendered] = OrderedDict()
         self._bytes = 0
+        self._media: OrderedDict[tuple[str, str, str], DecodedMedium] = OrderedDict()
 
     def prompt(self, sample: Sample, stage: StageConfig | None = None) -> Rendered | None:
         """The sample up to the generation prompt, within the stage's bound; nothing is sampled yet."""
@@ -72,13 +74,24 @@ class Feed:
 
     def _render(self, sample: Sample, how: str) -> Rendered | None:
         try:
-            media = [decode(ref, self.limits) for ref in sample.media]
+            media = [self._decoded(ref) for ref in sample.media]
             if how == "prompt":
                 return self.renderer.prompt(sample, media)
             return self.renderer.full(sample, media)
         except (MediaError, RenderError) as error:
             self._refuse(sample, error)
             return None
+
+    def _decoded(self, ref: MediumRef) -> DecodedMedium:
+        """The medium; questions on the same one come together, so the latest are kept."""
+        if ref.content is not None:
+            return decode(ref, self.limits)
+        key = (ref.kind, ref.root, ref.path)
+        if key not in self._media:
+            self._media[key] = decode(ref, self.limits)
+            while len(self._media) > MEDIA_KEPT:
+                self._media.popitem(last=False)
+        return self._media[key]
 
     def _refuse(self, sample: Sample, error: ValueError) -> None:
         """Name the row in quarantine, or stop where the recipe says so."""
