@@ -97,6 +97,8 @@ class SourceConfig(Closed):
     kinds: list[str] = []  # question kinds of the world; empty: all of them
     difficulty: tuple[Fraction, Fraction] = (0.0, 1.0)
     rationale: bool = True  # False: rows carry no rationale (GRPO prompts)
+    recordings: str | None = None  # folder of the recordings of world `spoken`; None: $MMREASON_DATA
+    speaker: Literal["known", "unseen"] = "known"  # of those recordings; unseen: only in the test split
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:

@@ -28,6 +28,10 @@ def make(
     kinds: Annotated[list[str] | None, typer.Option(help="question kinds; all when not given")] = None,
     difficulty: Annotated[tuple[float, float], typer.Option(help="lowest and highest, 0 to 1")] = (0.0, 1.0),
     rationale: Annotated[bool, typer.Option(help="write the gold rationale into the rows")] = True,
+    recordings: Annotated[
+        str | None, typer.Option(help="folder of spoken digits, for world spoken; else $MMREASON_DATA")
+    ] = None,
+    speaker: Annotated[str, typer.Option(help="of recordings: known or unseen")] = "known",
     json: JsonFile = None,
 ) -> None:
     """Make rows and media of a procedural world."""
@@ -43,6 +47,8 @@ def make(
         kinds=kinds or (),
         difficulty=difficulty,
         rationale=rationale,
+        recordings=recordings,
+        speaker=speaker,
     )
     if json != "-":
         print(f"{count} rows in {rows}")

@@ -80,6 +80,8 @@ def _world(name: str, cfg: SourceConfig, folder: Path) -> Path:
         "kinds": cfg.kinds,
         "difficulty": cfg.difficulty,
         "rationale": cfg.rationale,
+        "recordings": cfg.recordings,
+        "speaker": cfg.speaker,
     }
     assert cfg.world is not None
     try:

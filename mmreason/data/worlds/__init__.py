@@ -17,13 +17,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmreason.data.worlds import audio, av, image, video
-from mmreason.data.worlds.rows import OPTION_STYLES, SPLITS, SceneItem, World, WorldSettings, build_row
+from mmreason.data.worlds import audio, av, image, spoken, video
+from mmreason.data.worlds.rows import (
+    OPTION_STYLES,
+    SPEAKERS,
+    SPLITS,
+    SceneItem,
+    World,
+    WorldSettings,
+    build_row,
+)
 from mmreason.types import MediaKind
 
 __all__ = ["WORLDS", "make_world", "read_settings", "world_settings"]
 
-WORLDS: dict[str, World] = {w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD, av.WORLD)}
+WORLDS: dict[str, World] = {
+    w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD, av.WORLD, spoken.WORLD)
+}
 FILES_PER_SHARD = 4096
 SHARD_NAMES: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audios"}
 ROWS, SETTINGS = "rows.jsonl", "world.json"
@@ -49,6 +59,8 @@ def world_settings(
     kinds: Sequence[str] = (),
     difficulty: tuple[float, float] = (0.0, 1.0),
     rationale: bool = True,
+    recordings: str | None = None,
+    speaker: str = "known",
 ) -> WorldSettings:
     """The checked settings of a world; equal settings mean equal files.
 
@@ -61,14 +73,31 @@ def world_settings(
         ("split", split, split in SPLITS, f"one of {', '.join(SPLITS)}"),
         ("options", options, options in OPTION_STYLES, f"one of {', '.join(OPTION_STYLES)}"),
         ("count", count, count >= 1, "at least 1"),
+        ("speaker", speaker, speaker in SPEAKERS, f"one of {', '.join(SPEAKERS)}"),
         ("difficulty", tuple(difficulty), 0 <= low <= high <= 1, "two numbers, 0 <= low <= high <= 1"),
     ):
         if not fine:
             raise ValueError(f"world {name}: {what} is {got!r}; allowed is {allowed}")
     world = WORLDS[name]
+    if world.locate is None and (recordings is not None or speaker != "known"):
+        raise ValueError(
+            f"world {name}: got recordings {recordings!r} and speaker {speaker!r}, but it makes all its media itself; "
+            "leave both out"
+        )
+    folder = "" if world.locate is None else world.locate(recordings)
     spread = (float(low), float(high))
     return WorldSettings(
-        name, world.version, count, seed, split, options, _expand(world, kinds), spread, rationale
+        name,
+        world.version,
+        count,
+        seed,
+        split,
+        options,
+        _expand(world, kinds),
+        spread,
+        rationale,
+        folder,
+        speaker,
     )
 
 
@@ -140,12 +169,15 @@ def make_world(
     kinds: Sequence[str] = (),
     difficulty: tuple[float, float] = (0.0, 1.0),
     rationale: bool = True,
+    recordings: str | None = None,
+    speaker: str = "known",
 ) -> Path:
     """Make `count` rows (about four to a scene) under `out`, and return the path of `rows.jsonl`.
 
     The folder is written beside and renamed into place, so it is complete or absent; an older world there is
     replaced, a folder that holds anything else is refused. `kinds` takes kinds and groups ("primitive",
-    "compositional"); a longer world of the same settings begins with the rows of the shorter one.
+    "compositional"), `recordings` a folder for worlds made of recordings, and `speaker` whose of them; a longer world
+    of the same settings begins with the rows of the shorter one.
     """
     settings = world_settings(
         name,
@@ -156,6 +188,8 @@ def make_world(
         kinds=kinds,
         difficulty=difficulty,
         rationale=rationale,
+        recordings=recordings,
+        speaker=speaker,
     )
     out = Path(out)
     if out.exists() and not (out.is_dir() and ((out / SETTINGS).is_file() or not any(out.iterdir()))):

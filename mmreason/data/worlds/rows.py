@@ -17,6 +17,7 @@ from mmreason.types import MediaKind
 
 SPLITS = ("train", "test")
 OPTION_STYLES = ("named", "lettered")
+SPEAKERS = ("known", "unseen")  # of recordings: those that train rows have too, or others
 LETTERS = "ABCDEFGH"
 
 
@@ -36,6 +37,8 @@ class WorldSettings:
     kinds: tuple[str, ...] = ()
     difficulty: tuple[float, float] = (0.0, 1.0)
     rationale: bool = True
+    recordings: str = ""  # folder of the recordings that the world is made of; "": it makes all itself
+    speaker: str = "known"  # whose recordings
 
     @property
     def stream(self) -> str:
@@ -119,6 +122,7 @@ class World:
     kinds: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     scenes: Callable[[WorldSettings], Iterator[SceneItem]]
+    locate: Callable[[str | None], str] | None = None  # finds the recordings it is made of, if it is
 
 
 def generator(*key: object) -> np.random.Generator:
