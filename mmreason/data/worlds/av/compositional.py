@@ -19,7 +19,7 @@ from mmreason.data.worlds.video.words import told as told_event
 from mmreason.data.worlds.video.words import up_to
 
 Rng = np.random.Generator
-MIDDLE = (4, 5, 6)  # moments with room on either side, so that the moment alone tells little of a count
+MIDDLE = 5  # the moment with as much room before as after, so that it alone tells nothing of a count
 SHOWN = 3  # options of a question with several answers
 SIDES: dict[str, Callable[[int, int], bool]] = {"before": int.__lt__, "after": int.__gt__}
 
@@ -65,7 +65,7 @@ def before_offers(scene: Scene, rng: Rng) -> list[Candidate]:
         for side, on in SIDES.items():
             right = tuple(x for x in found if on(x.moment, pivot.moment))
             group = f"{what.split()[0]} {len(found)}"  # what one sense knows
-            if len(found) in (2, 3) and pivot.moment in MIDDLE:
+            if len(found) in (2, 3) and pivot.moment == MIDDLE:
                 offers.append(Candidate("before", group, len(right), (what, found, pivot, side, right)))
     return offers
 

@@ -16,7 +16,7 @@ from mmreason.data.worlds.image.scenes import COLOURS, SHAPES, SIDE
 from mmreason.data.worlds.rows import Target
 from mmreason.data.worlds.video.draw import seconds_of
 from mmreason.data.worlds.video.physics import MOMENTS, STEPS, WAYS, Actor, Clip, Event, Undecided, simulate
-from mmreason.data.worlds.video.scenes import act, draw_things, is_clear
+from mmreason.data.worlds.video.scenes import act, draw_things, is_clear, uneven
 from mmreason.data.worlds.video.scenes import split_of as clip_split
 
 Rng = np.random.Generator
@@ -93,16 +93,17 @@ def _one_step(actor: Actor, way: str, moment: int) -> Actor:
 
 
 def _things(n: int, moments: Sequence[int], rng: Rng) -> list[Actor]:
-    verbs = rng.choice(len(VERBS), size=n, p=rng.dirichlet([UNEVEN] * len(VERBS)))
+    verbs = uneven(VERBS, n, UNEVEN, rng)
     actors = draw_things(n, rng)
     if rng.random() < ALL_DIFFER:
         looks = zip(shuffled(COLOURS, rng), shuffled(SHAPES, rng), strict=True)
         actors = [replace(a, colour=c, shape=s) for a, (c, s) in zip(actors, looks, strict=False)]
     things = []
-    for actor, v, moment in zip(actors, verbs, moments, strict=True):
+    for actor, verb, moment in zip(actors, verbs, moments, strict=True):
         way = WAYS[int(rng.integers(len(WAYS)))]
-        moved = VERBS[v] == "moved"
-        things.append(_one_step(actor, way, moment) if moved else act(actor, VERBS[v], moment, way, rng))
+        things.append(
+            _one_step(actor, way, moment) if verb == "moved" else act(actor, verb, moment, way, rng)
+        )
     return things
 
 
@@ -110,12 +111,12 @@ def _sounds(n: int, moments: Sequence[int], rng: Rng) -> tuple[Heard, ...]:
     kinds = rng.choice(
         [*TONES, *SYLLABLES], size=n, replace=False, p=[0.15] * len(TONES) + [0.1] * len(SYLLABLES)
     )
-    pitches = rng.choice(len(PITCHES), size=n, p=rng.dirichlet([ONE_PITCH] * len(PITCHES)))
+    pitches = uneven(PITCHES, n, ONE_PITCH, rng)
     louds = rng.integers(len(LOUDS), size=n)
     return tuple(
         sorted(
-            Heard(moment, str(kind), PITCHES[p] if kind in TONES else "", LOUDS[v])
-            for moment, kind, p, v in zip(moments, kinds, pitches, louds, strict=True)
+            Heard(moment, str(kind), pitch if kind in TONES else "", LOUDS[v])
+            for moment, kind, pitch, v in zip(moments, kinds, pitches, louds, strict=True)
         )
     )
 

@@ -154,10 +154,10 @@ def _tail(phrase: str) -> str:
     return phrase.split(" ", 2)[2]
 
 
-def _false_twins(clip: Clip, true: Sequence[Event], n: int, rng: Rng) -> list[str]:
-    """Up to n phrases that are not true: what one thing did, said of another that did not."""
+def _false_twins(clip: Clip, true: Sequence[Event], models: Sequence[Event], n: int, rng: Rng) -> list[str]:
+    """Up to n phrases that are not true: what a model did, said of another thing that did not."""
     wrong: list[str] = []
-    models = shuffled(true, rng)
+    models = shuffled(models, rng)
     for i in range(n):
         tail = _tail(models[i % len(models)].phrase)
         doers = [e.name for e in true if _tail(e.phrase) == tail]
@@ -168,7 +168,7 @@ def _false_twins(clip: Clip, true: Sequence[Event], n: int, rng: Rng) -> list[st
 
 def _several(true: Sequence[Event], k: int, clip: Clip, rng: Rng) -> tuple[list[Event], list[str]]:
     """k events that are so and SHOWN - k that are not; both sorts of options do the same things."""
-    return list(shuffled(true, rng)[:k]), _false_twins(clip, true, SHOWN - k, rng)
+    return list(shuffled(true, rng)[:k]), _false_twins(clip, true, true, SHOWN - k, rng)
 
 
 def which_offers(clip: Clip, rng: Rng) -> list[Candidate]:
@@ -212,7 +212,8 @@ def without_offers(clip: Clip, rng: Rng) -> list[Candidate]:
         kept = {e.phrase for e in still}
         lost = [e.phrase for e in clip.events if e.verb in TIMED and e.name != name and e.phrase not in kept]
         for k in range(1, min(SHOWN - len(lost), len(still)) + 1):
-            chosen, twins = _several(still, k, rest, rng)
+            models = [e for e in still if not lost or e.verb != "moved"] or still  # `lost` are moves already
+            chosen, twins = shuffled(still, rng)[:k], _false_twins(rest, still, models, SHOWN - k, rng)
             wrong = [*lost, *(p for p in twins if p not in lost and not p.startswith(name))][: SHOWN - k]
             if len(wrong) == SHOWN - k:
                 offers.append(Candidate("without", "", k, (name, chosen, wrong), weight=comb(SHOWN, k)))

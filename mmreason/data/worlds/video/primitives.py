@@ -184,13 +184,14 @@ def where_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 def where_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """The row and the column of one thing at one end of time."""
     name, word, moment = candidate.args
-    row, column = str(candidate.answer)
+    cell = str(candidate.answer)
+    row, column = cell[0], cell[1]
     place = f"row {row} column {column}"
     thought = Thought(
         f"find {name} at {moment}",
-        f"{name} {row}{column} at {moment}",
+        f"{name} {cell} at {moment}",
         f"row {row}, column {column}",
-        f"{name} {row}{column}, so {place}",
+        f"{name} {cell}, so {place}",
     )
     text = pick((f"where is the {name} {word}?", f"which row and column hold the {name} {word}?"), rng)
     return Draft(text, "text", (place,), thought, marks=tuple(e for e in clip.entries if e.name == name))

@@ -30,12 +30,18 @@ def split_of(clip: Clip) -> str:
 
 def draw_things(n: int, rng: Rng) -> list[Actor]:
     """n things of different names in different cells, which do nothing yet."""
-    cells = rng.choice(SIDE * SIDE, size=n, replace=False)
-    names = rng.choice(len(COLOURS) * len(SHAPES), size=n, replace=False)
+    cells = rng.permutation(SIDE * SIDE)[:n]
+    names = rng.permutation(len(COLOURS) * len(SHAPES))[:n]
     return [
         Actor(int(cell) // SIDE + 1, int(cell) % SIDE + 1, COLOURS[name // 4], SHAPES[name % 4])
         for cell, name in zip(cells, names, strict=True)
     ]
+
+
+def uneven(words: Sequence[str], n: int, concentration: float, rng: Rng) -> list[str]:
+    """n of the words by shares drawn anew: the lower the concentration, the more often one of them prevails."""
+    edges = np.cumsum(rng.standard_gamma(concentration, size=len(words)))
+    return [words[i] for i in np.searchsorted(edges, rng.random(n) * edges[-1], side="right")]
 
 
 def act(actor: Actor, verb: str, moment: int, way: str, rng: Rng) -> Actor:
@@ -69,8 +75,7 @@ def _attempt(size: int, rng: Rng) -> list[Actor]:
     """Things with about `size` entries in the list of what happened; it may turn out to be impossible."""
     n = int(rng.integers((size + 1) // 2, min(MOST_THINGS, size) + 1))
     things = draw_things(n, rng)
-    verbs = [VERBS[i] for i in rng.choice(len(VERBS), size=2 * n, p=rng.dirichlet([UNEVEN] * len(VERBS)))]
-    ways = [WAYS[i] for i in rng.choice(len(WAYS), size=n, p=rng.dirichlet([UNEVEN] * len(WAYS)))]
+    verbs, ways = uneven(VERBS, 2 * n, UNEVEN, rng), uneven(WAYS, n, UNEVEN, rng)
     free = [int(m) + 2 for m in rng.permutation(MOMENTS - 1)]
     idle, extra = 0, size - n  # things that have their part already; second things to do
     if n >= 2 and size >= 3 and rng.random() < HIT_SHARE:
