@@ -21,6 +21,20 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "sft": Method(("sft",), "", "type: sft", "Cross-entropy on the assistant's tokens only.", "debug.yaml"),
+    "dense_word_alignment": Method(
+        ("pretask",),
+        "",
+        "type: pretask",
+        "Features of cells and moments learn the embeddings of the words that describe them, before any question.",
+        "base.yaml",
+    ),
+    "side_by_side": Method(
+        ("sft",),
+        "",
+        "questions_per_row: 4",
+        "Questions on the same media share their prompt's beginning in one row, exactly as if each had its own.",
+        "base.yaml",
+    ),
     "thought_dropout": Method(
         ("rollout transform",),
         "2505.16854",
