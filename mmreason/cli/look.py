@@ -24,11 +24,19 @@ def eval_(
     batch_size: Annotated[int, typer.Option(min=1, help="rows generated at once")] = 64,
     max_completion_length: Annotated[int, typer.Option(min=1, help="new tokens at most")] = 256,
     system_prompt: Annotated[str | None, typer.Option(help="the system turn")] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="ask again without a sense: image, video, audio (blanked), sound_shift=SECONDS (av), "
+            "audio_encoder=NUMBER; may be given several times",
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Accuracy per source, modality and problem type; think rate; mean length."""
+    """Accuracy per source, modality and problem type; think rate; mean length; what each sense is worth."""
     from mmreason.api import evaluate_model
-    from mmreason.evaluate import table
+    from mmreason.evaluate import ablation_table, table
 
     with json_only(json):
         result = evaluate_model(
@@ -38,8 +46,11 @@ def eval_(
             batch_size=batch_size,
             max_completion_length=max_completion_length,
             system_prompt=system_prompt,
+            ablate=ablate or (),
         )
         show(table({"eval": result}))
+        if result["ablations"]:
+            show(ablation_table(result["ablations"]))
     emit(json, result)
 
 

@@ -9,6 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from mmreason.evaluate.ablate import ablation_lines
+
 
 def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questions") -> Table:
     """A rich table of `eval.json`'s content: a column a stage, a row a slice; accuracies in percent.
@@ -51,6 +53,25 @@ def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questi
         ("tokens", "mean_length", 1, 1),
     ):
         out.add_row(name, "", "", *[_number(block.get(key), scale, digits) for block in overall])
+    return out
+
+
+def ablation_table(ablations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A rich table of `ablation_block`s: what is left of each modality's accuracy without a sense, against chance."""
+    out = Table(
+        title="Without a sense", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    out.add_column("taken away", no_wrap=True)
+    out.add_column("modality", no_wrap=True)
+    for name in ("n", "chance", "with", "without", "difference", "95% interval"):
+        out.add_column(name, justify="right", no_wrap=True, style="dim" if name in ("n", "chance") else "")
+    for line in ablation_lines(ablations):
+        shares = [_number(line[key], 100, 1) for key in ("chance", "plain", "ablated")]
+        delta = line["delta"]
+        gains = ["-", "-"]
+        if delta:
+            gains = [f"{100 * delta['mean']:+.1f}", f"{100 * delta['low']:+.1f}..{100 * delta['high']:+.1f}"]
+        out.add_row(line["name"], line["modality"], str(line["n"]), *shares, *gains)
     return out
 
 

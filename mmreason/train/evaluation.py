@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from mmreason.evaluate import EvalRow, Generate, evaluate, limit_evenly, read_eval, save_stage, summarise
+from mmreason.data.media import decode
+from mmreason.evaluate import (
+    Ablation,
+    EvalRow,
+    Generate,
+    ablated_prompt,
+    ablation_block,
+    evaluate,
+    limit_evenly,
+    parse_ablation,
+    read_eval,
+    save_stage,
+    summarise,
+    touched,
+)
 from mmreason.rollout.generate import SamplingParams, generate
 from mmreason.schema import Recipe
 from mmreason.train.context import Context
 from mmreason.train.distributed import shard
 from mmreason.train.prepare import prepare
-from mmreason.types import Sample
+from mmreason.types import Rendered, Sample
 
 
 def evaluate_stage(context: Context, name: str) -> None:
@@ -57,12 +71,18 @@ def evaluate_model(
     batch_size: int = 64,
     limit: int | None = None,
     system_prompt: str | None = None,
+    ablate: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a saved model on files of rows; returns the measures of one eval.json block.
 
+    `ablate` asks the questions again without a sense (`evaluate.ablate`): `image`, `video` and `audio` blanked,
+    `sound_shift=1.0`, `audio_encoder=0`. Key `ablations` then holds, by what was asked, `ablation_block` of the rows
+    that have it to lose.
+
     Raises:
-        ValueError: no readable row, or a model or row that does not fit; the message says what to do.
+        ValueError: no readable row, or a model, row or ablation that does not fit; the message says what to do.
     """
+    ablations = [parse_ablation(text) for text in ablate]
     names = _names(data)
     with tempfile.TemporaryDirectory(prefix="mmreason-eval-") as folder:
         recipe = _eval_recipe(model, names, folder, max_completion_length, batch_size, limit, system_prompt)
@@ -72,8 +92,26 @@ def evaluate_model(
         for source, rows in context.quarantine.state_dict()["rows"].items():
             for row, reason in rows.items():
                 context.console.print(f"not read: {source} {row}: {reason}", markup=False, soft_wrap=True)
-        block = summarise(evaluate(samples, greedy(context), batch_size=batch_size))
-    return block | {"unreadable": len(chosen) - len(samples)}
+        asked = {ablation.name: touched(ablation, samples) for ablation in ablations}
+        for ablation in ablations:  # what does not fit is said before the first answer
+            without(context, ablation)(asked[ablation.name][0])
+        plain = evaluate(samples, greedy(context), batch_size=batch_size)
+        taken = {}
+        for ablation in ablations:
+            answer = greedy(context, without(context, ablation))
+            rows = evaluate(asked[ablation.name], answer, batch_size=batch_size)
+            taken[ablation.name] = ablation_block(plain, rows)
+    return summarise(plain) | {"unreadable": len(chosen) - len(samples), "ablations": taken}
+
+
+def without(context: Context, ablation: Ablation) -> Callable[[Sample], Rendered]:
+    """How readable rows are shown to the model when a sense is taken away."""
+
+    def prompt(sample: Sample) -> Rendered:
+        media = [decode(ref, context.feed.limits) for ref in sample.media]
+        return ablated_prompt(ablation, sample, media, context.renderer.prompt)
+
+    return prompt
 
 
 def _names(data: Sequence[str]) -> dict[str, str]:
@@ -117,14 +155,15 @@ def readable(context: Context, samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if context.feed.prompt(sample) is not None]
 
 
-def greedy(context: Context) -> Generate:
-    """A `Generate` over the run's model: one greedy completion for each sample."""
+def greedy(context: Context, prompt: Callable[[Sample], Rendered | None] | None = None) -> Generate:
+    """A `Generate` over the run's model: one greedy completion for each sample, shown by `prompt` (the run's feed)."""
+    show = prompt or context.feed.prompt
     params = SamplingParams(
         context.recipe.eval.max_completion_length, greedy=True, max_rows=context.recipe.eval.batch_size
     )
 
     def answer(samples: Sequence[Sample]) -> list[tuple[str, int]]:
-        prompts = [p for p in (context.feed.prompt(s) for s in samples) if p is not None]
+        prompts = [p for p in map(show, samples) if p is not None]
         done = generate(context.model, context.family, context.renderer, prompts, 1, params)
         return [(group[0].text, len(group[0])) for group in done]
 
