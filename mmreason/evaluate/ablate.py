@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -50,7 +50,7 @@ def parse_ablation(text: str) -> Ablation:
     """
     name, _, value = text.partition("=")
     if name in BLANKED and "=" not in text:
-        return Ablation(text, cast(MediaKind, name))
+        return Ablation(text, name)
     if name == "sound_shift":
         try:
             seconds = float(value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmreason.evaluate.roots import by_root, read_roots
 from mmreason.evaluate.rows import media_json, question_text, thinks
@@ -53,6 +55,22 @@ def records(
                 }
             )
     return out
+
+
+def add_token_weights(
+    lines: Sequence[dict[str, Any]],
+    ids: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    decode: Callable[[list[int]], str],
+) -> None:
+    """Give each record its tokens, in place: `token_texts`, and `token_weights`, what each counted in the loss.
+
+    `ids` and `weights` are of prompt and completion, [T] a record.
+    """
+    for line, row, weight in zip(lines, ids, weights, strict=True):
+        start = len(row) - line["tokens"]
+        line["token_texts"] = [decode([token]) for token in row[start:].tolist()]
+        line["token_weights"] = [round(value, 4) for value in weight[start:].tolist()]
 
 
 def write_completions(run_dir: Path, stage: str, step: int, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -17,13 +17,14 @@ from mmreason.objective import advantages, grpo_samples, token_weights_tw
 from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.generate import SamplingParams, generate
 from mmreason.schema import GRPOStage
-from mmreason.train.completions import group_metrics, records, write_completions
+from mmreason.train.completions import add_token_weights, group_metrics, records, write_completions
 from mmreason.train.context import Batch, Context
 from mmreason.train.distributed import shard
-from mmreason.train.step import Objective, Trainer, fixed_logprobs
+from mmreason.train.step import Objective, Trainer, fixed_logprobs, shown_weights
 from mmreason.types import Group, Rendered, Sample, TrainingSample
 
 log = logging.getLogger(__name__)
+WEIGHED = 12  # rollouts of a stage, evenly spaced, whose logged completions tell each token's weight
 
 
 class GRPO:
@@ -35,6 +36,7 @@ class GRPO:
         pool = [sample for name in stage.data for sample in context.sources[name]]
         rollouts = -(-steps // stage.num_iterations)
         self.sampler = make_sampler(stage.sampler, pool, rollouts, context.recipe.seed)
+        self._weighed = {round(i * (rollouts - 1) / (WEIGHED - 1)) for i in range(WEIGHED)}
         self.gate = make_gate(stage.gate)
         self.user_functions = user_rewards(stage.reward_funcs)
         self.labels = reward_labels(stage.reward_funcs)
@@ -81,6 +83,7 @@ class GRPO:
         stage, backend = self.stage, self.context.backend
         self._bad_rewards = 0
         groups, seen = self._groups()
+        weighed = self._rollouts in self._weighed
         self._rollouts += 1
         rewards = [[t.reward for t in group.trajectories] for group in groups]
         per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
@@ -97,9 +100,10 @@ class GRPO:
             )
         rows = self._with_fixed_logprobs(rows)
         lines = [line for part in backend.gather(records(seen, step, self.labels)) for line in part]
-        kept = [
-            line for part in backend.gather(records(groups, step, self.labels, per_group)) for line in part
-        ]
+        mine = records(groups, step, self.labels, per_group)
+        if weighed:
+            self._weigh(mine, rows)
+        kept = [line for part in backend.gather(mine) for line in part]
         if backend.is_main and kept:
             write_completions(self.context.run_dir, stage.name, step, kept[: stage.num_completions_to_log])
         curriculum = {**self.sampler.metrics(), **self.gate.metrics()}
@@ -109,6 +113,19 @@ class GRPO:
             "groups": len(kept) / stage.num_generations,
             "rewards/bad_values": backend.sum(self._bad_rewards),
         }
+
+    def _weigh(self, lines: list[dict[str, Any]], rows: list[TrainingSample]) -> None:
+        """Token weights for the records that are logged; one process only: sharded ones would wait for each other."""
+        stage, objective = self.stage, self._objective()
+        if objective.token_weights is None or self.context.backend.world_size > 1:
+            return
+        assert self.trainer is not None
+        count = -(-stage.num_completions_to_log // stage.num_generations) * stage.num_generations
+        logged = rows[:count]
+        if logged:
+            ids = [row.rendered.ids for row in logged]
+            weights = shown_weights(self.trainer, logged, objective)
+            add_token_weights(lines[: len(logged)], ids, weights, self.context.renderer.decode)
 
     def _groups(self) -> tuple[list[Group], list[Group]]:
         """Groups that the gate admits, refilled for at most `max_rounds`; and all groups that were rolled out."""

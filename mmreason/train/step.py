@@ -226,6 +226,28 @@ def fixed_logprobs(
     return out
 
 
+@torch.no_grad()
+def shown_weights(
+    trainer: Trainer, rows: Sequence[TrainingSample], objective: Objective
+) -> list[torch.Tensor]:
+    """The method's token weights as the step would take them now, float32 [T] a row (0 where nothing is learned).
+
+    `rows` are whole groups.
+    """
+    training = trainer.model.training
+    trainer.model.eval()
+    out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
+    for chosen in pack(rows, trainer.max_tokens):
+        batch = collate([rows[i] for i in chosen], trainer.pad_id)
+        _, _, logits, first = completion_logprobs(trainer.model, trainer, batch, objective)
+        active = batch.aggregation[:, first:].to(logits.device) > 0
+        weights = (_group_weights(logits, active, batch, objective) * active).float().cpu()
+        for j, i in enumerate(chosen):
+            out[i] = torch.cat([torch.zeros(first), weights[j, : len(rows[i]) - first]])
+    trainer.model.train(training)
+    return out
+
+
 def blank(pad_id: int) -> TrainingSample:
     """A row with nothing to learn: what a rank with fewer micro-batches, or none, runs to keep step with the others."""
     ids = torch.full((2,), pad_id)

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from mmreason.evaluate.roots import by_root, located, read_roots, roots_of
 from mmreason.report.load import load_run
 
@@ -18,6 +20,22 @@ def test_a_users_reward_appears_by_its_short_name(whole: Path) -> None:
     for file in (whole / "completions").iterdir():
         for line in file.read_text().splitlines():
             assert set(json.loads(line)["rewards"]) == {"blend", "uneven_reward:uneven"}
+
+
+def test_logged_completions_tell_what_each_token_weighed(whole: Path) -> None:
+    lines = [
+        json.loads(line)
+        for file in (whole / "completions").iterdir()
+        for line in file.read_text().splitlines()
+    ]
+    assert lines
+    for line in lines:
+        assert len(line["token_texts"]) == len(line["token_weights"]) == line["tokens"]
+        assert all(1.0 <= weight <= 1.7 for weight in line["token_weights"])
+        text = "".join(line["token_texts"])
+        if "\ufffd" not in text:  # letters of several bytes may be cut between tokens
+            assert text.startswith(line["completion"])
+    assert max(weight for line in lines for weight in line["token_weights"]) == pytest.approx(1.7, abs=1e-3)
 
 
 def test_stored_answers_hold_no_absolute_path_and_a_moved_run_finds_its_media(

@@ -15,7 +15,7 @@ import torch
 from mmreason.data.loader import collate
 from mmreason.model.load import Loaded, gradient_checkpointing, load_model
 from mmreason.model.parts import parameter_groups
-from mmreason.objective import aggregation
+from mmreason.objective import aggregation, token_weights_tw
 from mmreason.schema import ModelConfig, SFTStage
 from mmreason.train.distributed import make_backend
 from mmreason.train.optim import make_optimizer, make_schedule
@@ -26,6 +26,7 @@ from mmreason.train.step import (
     blank,
     fixed_logprobs,
     micro_loss,
+    shown_weights,
     train_step,
 )
 from mmreason.types import TrainingSample
@@ -214,6 +215,31 @@ def test_a_denominator_for_each_micro_batch_would_show(loaded: Loaded) -> None:
     loss, got = step_grads(trainer_of(loaded, max_tokens=1), rows, Objective())
     assert loss == pytest.approx(value, rel=1e-5) and loss != pytest.approx(wrong, rel=1e-4)
     assert difference(got, wanted) < 2e-5
+
+
+def test_shown_weights_are_those_that_the_step_takes(loaded: Loaded) -> None:
+    """Whatever the micro-batches: held against what the loss asked for, token by token."""
+    rows = grpo_rows(loaded.processor, 6)
+    taken: list[torch.Tensor] = []
+
+    def weigh(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        taken.append(token_weights_tw(logits, mask))
+        return taken[-1]
+
+    objective = replace(objective_of(loaded), token_weights=weigh)
+    whole = shown_weights(trainer_of(loaded), rows, objective)
+    split = shown_weights(trainer_of(loaded, max_tokens=1), rows, objective)
+    taken.clear()
+    for first in range(0, len(rows), 2):  # a group at a time
+        micro_loss(trainer_of(loaded), collate(rows[first : first + 2], 0), objective)
+    for group, expected in enumerate(taken):
+        for i, line in enumerate(expected, start=2 * group):
+            learned = rows[i].aggregation > 0
+            assert len(whole[i]) == len(rows[i]) and not whole[i][~learned].any()
+            assert torch.allclose(whole[i][learned], line[: int(learned.sum())], atol=1e-4)
+            assert torch.allclose(split[i], whole[i], atol=1e-4)
+    spread = torch.cat([line[line > 0] for line in whole])
+    assert 1.0 <= spread.min() < 1.05 and spread.max() == pytest.approx(1.7)
 
 
 def test_token_weights_leave_the_kl_alone(loaded: Loaded) -> None:
