@@ -80,7 +80,12 @@ def _option_features(row: Row) -> list[set[str]]:
     for i, option in enumerate(row["options"]):
         words = option.split()
         shared = [sum(w in other.split() for other in row["options"]) for w in words]
-        names = {f"place {i}", f"is {option}", f"shared {sorted(shared)}", f"stem {stem_of(row).find(option)}"}
+        names = {
+            f"place {i}",
+            f"is {option}",
+            f"shared {sorted(shared)}",
+            f"stem {stem_of(row).find(option)}",
+        }
         names |= {f"has {w}" for w in words} | {f"{option} asked {w}" for w in stem}
         features.append(names | {f"{option} beside {other}" for other in row["options"]})
     return features
