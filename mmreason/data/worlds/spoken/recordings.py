@@ -75,7 +75,8 @@ def takes_of(split: str, speaker: str) -> tuple[Take, ...]:
     """
     if speaker == "unseen" and split != "test":
         raise ValueError(f"world spoken: speaker unseen is held out; split is {split!r}, allowed is 'test'")
-    voices, first, end = KNOWN, 0, HELD_OUT
+    voices: tuple[str, ...] = KNOWN
+    first, end = 0, HELD_OUT
     if speaker == "unseen":
         voices, end = UNSEEN, INDICES
     elif split == "train":
