@@ -9,10 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Style = Literal["structured", "free", "none"]
+SharedPrefix = Annotated[
+    Literal["auto", "require", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads a bare off as false
+]
 
 
 class Closed(BaseModel):
@@ -61,7 +65,9 @@ class ModelConfig(Closed):
     chat_template: str | None = None  # a jinja file that replaces the tokenizer's own
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    fps: float | None = Field(None, gt=0)  # frames kept of a second of video; None: the checkpoint's own, or 2
+    fps: float | None = Field(
+        None, gt=0
+    )  # frames kept of a second of video; None: the checkpoint's own, or 2
     max_frames: PositiveInt | None = None  # of one video; None: the checkpoint's own, or 16
     freeze_vision_tower: bool = False
     freeze_audio_tower: bool = False
@@ -234,6 +240,7 @@ class GRPOStage(StageConfig):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
+    min_p: Fraction = 0.0
     beta: float = Field(0.0, ge=0)
     epsilon: float = Field(0.2, ge=0)
     epsilon_high: float | None = None
@@ -295,6 +302,9 @@ class Recipe(Closed):
     backend: Literal["auto", "plain", "ddp"] = "auto"
     num_threads: PositiveInt | None = None
     bf16: bool = False
+    shared_prefix: SharedPrefix = (
+        "auto"  # rollouts prefill a prompt once for all its completions; off: once for each
+    )
     save_total_limit: PositiveInt = 2
     resume_from_checkpoint: bool = True
     report_to: list[Literal["none", "tensorboard", "wandb"]] = []

@@ -8,7 +8,8 @@ from mmreason.data.media import decode, limits_of
 from mmreason.model.load import load_model
 from mmreason.plugins import load_plugins
 from mmreason.render import Renderer
-from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.rollout.engine import engine
+from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import ModelConfig
 from mmreason.types import MediaKind, MediumRef, Message, Part, Sample
 
@@ -32,5 +33,5 @@ def answer(
     limits = limits_of(processor=loaded.processor)
     prompt = renderer.prompt(sample, [decode(ref, limits) for ref in refs])
     params = SamplingParams(max_completion_length, greedy=True)
-    (group,) = generate(loaded.model, loaded.family, renderer, [prompt], 1, params)
+    (group,) = engine(loaded.model, "auto")(loaded.model, loaded.family, renderer, [prompt], 1, params)
     return group[0].text

@@ -7,29 +7,14 @@ sampling, since a sampled placeholder would later claim a feature that no encode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mmreason.model.family import Family, media_inputs
 from mmreason.render import Renderer
+from mmreason.rollout.sampling import SamplingParams
 from mmreason.types import Rendered, Trajectory
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How completions are drawn. `greedy` ignores temperature, top_p and top_k.
-
-    Example: `SamplingParams(max_new_tokens=64, temperature=1.0)`.
-    """
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    greedy: bool = False
-    max_rows: int = 256  # rows decoded at once
 
 
 def generate(
@@ -70,7 +55,7 @@ def _decode_rows(
 ) -> list[Trajectory]:
     device = next(model.parameters()).device
     ids, mask, token_types = left_pad(rows, renderer.pad_id)
-    inputs = media_inputs(family, _concat_media(rows), token_types)
+    inputs = media_inputs(family, concat_media(rows), token_types)
     sampling: dict[str, Any] = {"do_sample": False}
     if not params.greedy:
         sampling = {
@@ -78,7 +63,7 @@ def _decode_rows(
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
-            "min_p": 0.0,
+            "min_p": params.min_p,
             "typical_p": 1.0,
         }
     out = model.generate(
@@ -98,7 +83,7 @@ def _decode_rows(
     return [trajectory(row, renderer) for row in completions]
 
 
-def trajectory(row: torch.Tensor, renderer: Renderer) -> Trajectory:
+def trajectory(row: torch.Tensor, renderer: Renderer, logprobs: torch.Tensor | None = None) -> Trajectory:
     """Cut one decoded row after its first end token; a row without one ran into the length limit."""
     ends = torch.isin(row, torch.tensor(sorted(renderer.eos_ids)))
     stopped = bool(ends.any())
@@ -110,6 +95,7 @@ def trajectory(row: torch.Tensor, renderer: Renderer) -> Trajectory:
         sampled=torch.ones(length, dtype=torch.bool),
         text=text,
         finish="stop" if stopped else "length",
+        logprobs=None if logprobs is None else logprobs[:length].clone(),
     )
 
 
@@ -126,6 +112,7 @@ def left_pad(rows: Sequence[Rendered], pad_id: int) -> tuple[torch.Tensor, torch
     return ids, mask, token_types
 
 
-def _concat_media(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
+def concat_media(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
+    """The media tensors of all rows, in order, by the argument that takes them."""
     names = sorted({name for row in rows for name in row.media})
     return {name: torch.cat([row.media[name] for row in rows if name in row.media]) for name in names}

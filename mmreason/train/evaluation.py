@@ -25,7 +25,8 @@ from mmreason.evaluate import (
     summarise,
     touched,
 )
-from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.rollout.engine import engine
+from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import Recipe
 from mmreason.train.context import Context
 from mmreason.train.distributed import shard
@@ -164,7 +165,8 @@ def greedy(context: Context, prompt: Callable[[Sample], Rendered | None] | None 
 
     def answer(samples: Sequence[Sample]) -> list[tuple[str, int]]:
         prompts = [p for p in map(show, samples) if p is not None]
-        done = generate(context.model, context.family, context.renderer, prompts, 1, params)
+        complete = engine(context.model, context.recipe.shared_prefix)
+        done = complete(context.model, context.family, context.renderer, prompts, 1, params)
         return [(group[0].text, len(group[0])) for group in done]
 
     return answer

@@ -15,7 +15,8 @@ from typing import Any
 from mmreason.curriculum import make_gate, make_sampler
 from mmreason.objective import advantages, grpo_samples, token_weights_tw
 from mmreason.rewards import reward_labels, score_group, user_rewards
-from mmreason.rollout.generate import SamplingParams, generate
+from mmreason.rollout.engine import engine
+from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import GRPOStage
 from mmreason.train.completions import add_token_weights, group_metrics, records, write_completions
 from mmreason.train.context import Batch, Context
@@ -159,8 +160,11 @@ class GRPO:
                 pairs.append((sample, prompt))
         if not pairs:
             return []
-        params = SamplingParams(stage.max_completion_length, stage.temperature, stage.top_p, stage.top_k)
-        completed = generate(
+        params = SamplingParams(
+            stage.max_completion_length, stage.temperature, stage.top_p, stage.top_k, stage.min_p
+        )
+        complete = engine(context.model, context.recipe.shared_prefix)
+        completed = complete(
             context.model,
             context.family,
             context.renderer,

@@ -1,0 +1,42 @@
+"""Which engine writes the completions: the forked one wherever it fits the model, the plain one otherwise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmreason.model.family import Family
+from mmreason.render import Renderer
+from mmreason.rollout import forked, generate
+from mmreason.rollout.sampling import SamplingParams
+from mmreason.schema import SharedPrefix
+from mmreason.types import Rendered, Trajectory
+
+log = logging.getLogger(__name__)
+
+# (model, family, renderer, prompts, count, params) -> `count` completions for each prompt, in the prompts' order
+Engine = Callable[[Any, Family, Renderer, Sequence[Rendered], int, SamplingParams], list[list[Trajectory]]]
+_said: set[str] = set()
+
+
+def engine(model: Any, shared_prefix: SharedPrefix) -> Engine:
+    """The engine for a model: `off` the plain one, `auto` the forked one where it fits, `require` that or an error.
+
+    Raises:
+        ValueError: `require`, and this model's prompts cannot be forked; names what stands against it.
+    """
+    if shared_prefix == "off":
+        return generate.generate
+    reason = forked.unsupported(model)
+    if reason is None:
+        return forked.generate
+    if shared_prefix == "require":
+        raise ValueError(
+            f"shared_prefix: require cannot be met in rollouts: {reason}; allowed for this model are auto (the plain "
+            "rollout where sharing does not fit) and off"
+        )
+    if reason not in _said:
+        _said.add(reason)
+        log.warning("rollouts prefill every row by itself: %s", reason)
+    return generate.generate

@@ -1,0 +1,205 @@
+"""Keys and values of rows that share prompts: each prompt's once, and each row's own behind them.
+
+Nothing is copied per row: a row's query meets its prompt's keys where they are, all rows of a prompt in one product,
+and one softmax runs over the prompt's scores and the row's own. Rows that end leave, and the last rows take their
+places.
+
+Shapes: P prompts of width W (padded on the left), R rows in decoding, H heads, K key/value heads, D their width, t
+tokens that every row has written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+NAME = "mmreason_forked"
+FIRST = 64  # tokens a row's buffer holds at first; it doubles when it is full
+
+
+class ForkedLayer(CacheLayerMixin):
+    """One layer: `prompt_keys`, `prompt_values` [P, K, W, D], and buffers [R, K, capacity, D] of the rows' own."""
+
+    def __init__(self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, rows: int) -> None:
+        super().__init__()
+        self.prompt_keys, self.prompt_values = prompt_keys, prompt_values
+        self.keys, self.values = (
+            part.new_empty(rows, part.shape[1], FIRST, part.shape[3]) for part in (prompt_keys, prompt_values)
+        )
+        self.is_initialized = True
+        self.written = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the rows' newest [R, K, 1, D]; returns the rows' own so far, views [R, K, t, D]."""
+        if self.written == self.keys.shape[2]:
+            self.keys, self.values = (
+                torch.cat([part, torch.empty_like(part)], 2) for part in (self.keys, self.values)
+            )
+        at, self.written = self.written, self.written + 1
+        self.keys[:, :, at] = key_states[:, :, 0]
+        self.values[:, :, at] = value_states[:, :, 0]
+        return self.keys[:, :, : self.written], self.values[:, :, : self.written]
+
+    def move(self, to: torch.Tensor, origin: torch.Tensor, rows: int) -> None:
+        """Rows `origin` take the places `to`; the first `rows` stay."""
+        for part in (self.keys, self.values):
+            part[to, :, : self.written] = part[origin, :, : self.written]
+        self.keys, self.values = self.keys[:rows], self.values[:rows]
+
+    def move_prompts(self, to: torch.Tensor, origin: torch.Tensor, prompts: int) -> None:
+        """The same of the prompts."""
+        for part in (self.prompt_keys, self.prompt_values):
+            part[to] = part[origin]
+        self.prompt_keys, self.prompt_values = self.prompt_keys[:prompts], self.prompt_values[:prompts]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the prompt's keys said all there is to know."""
+
+    def get_seq_length(self) -> int:
+        """Columns before the next token: the prompt's width and what was written."""
+        return self.prompt_keys.shape[2] + self.written
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of a mask over all columns."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class ForkedCache(Cache):
+    """All layers, which prompt each row belongs to, and where its queries stand beside those of its siblings.
+
+    Args:
+        layers: one for each decoder layer.
+        mask: bool [P, W], False on a prompt's padding.
+        owner: int64 [R] on the CPU, the prompt of each row.
+
+    Example: two prompts forked twice: owner [0, 0, 1, 1]. When row 1 ends, row 3 takes its place: [0, 1, 1].
+    """
+
+    def __init__(self, layers: list[ForkedLayer], mask: torch.Tensor, owner: torch.Tensor) -> None:
+        super().__init__(layers=layers)
+        self.mask = mask
+        self.owner = owner
+        self._arrange()
+
+    def keep(self, alive: torch.Tensor) -> torch.Tensor:
+        """Drop the rows where `alive` (bool [R], on the CPU) is False; returns which row now stands at each place."""
+        stay = torch.arange(len(alive))
+        to, origin, rows = _moves(alive)
+        stay[to] = origin
+        stay = stay[:rows]
+        self.owner = self.owner[stay]
+        device = self.mask.device
+        for layer in self.layers:
+            layer.move(to.to(device), origin.to(device), rows)
+        needed = torch.zeros(len(self.mask), dtype=torch.bool)
+        needed[self.owner] = True
+        if not needed.all():
+            self._keep_prompts(needed)
+        self._arrange()
+        return stay
+
+    def _keep_prompts(self, needed: torch.Tensor) -> None:
+        to, origin, prompts = _moves(needed)
+        names = torch.arange(len(needed))
+        names[origin] = to
+        self.owner = names[self.owner]
+        to, origin = to.to(self.mask.device), origin.to(self.mask.device)
+        for layer in self.layers:
+            layer.move_prompts(to, origin, prompts)
+        self.mask[to] = self.mask[origin]
+        self.mask = self.mask[:prompts]
+
+    def _arrange(self) -> None:
+        """Give each row a slot beside its prompt: prompts x the largest group, holes where a group is smaller."""
+        rows, prompts, device = len(self.owner), len(self.mask), self.mask.device
+        sizes = torch.bincount(self.owner, minlength=prompts)
+        self.group = int(sizes.max())
+        order = self.owner.argsort(stable=True)
+        mine = self.owner[order]
+        slot = torch.empty(rows, dtype=torch.long)
+        slot[order] = mine * self.group + torch.arange(rows) - (sizes.cumsum(0) - sizes)[mine]
+        in_order = rows == prompts * self.group and bool((slot == torch.arange(rows)).all())
+        holder = torch.zeros(prompts * self.group, dtype=torch.long)  # a hole repeats row 0; nobody reads it
+        holder[slot] = torch.arange(rows)
+        self._slot = None if in_order else slot.to(device)
+        self._holder = None if in_order else holder.to(device)
+        self._bias = torch.zeros(self.mask.shape, device=device).masked_fill(~self.mask, -torch.inf)
+
+    def beside(self, rows: torch.Tensor) -> torch.Tensor:
+        """[R, K, n, X] of the rows -> [P, K, group x n, X], each beside its prompt."""
+        _, heads, repeats, width = rows.shape
+        slots = rows if self._holder is None else rows.index_select(0, self._holder)
+        if self.group == 1:
+            return slots
+        parted = slots.view(-1, self.group, heads, repeats, width).transpose(1, 2)
+        return parted.reshape(-1, heads, self.group * repeats, width)
+
+    def back(self, beside: torch.Tensor) -> torch.Tensor:
+        """The inverse of `beside`: [P, K, group x n, X] -> [R, K, n, X]."""
+        prompts, heads, repeats, width = beside.shape
+        rows = beside
+        if self.group > 1:
+            parted = beside.view(prompts, heads, self.group, repeats // self.group, width).transpose(1, 2)
+            rows = parted.reshape(prompts * self.group, heads, repeats // self.group, width)
+        return rows if self._slot is None else rows.index_select(0, self._slot)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        """Scaled queries [R, H, 1, D] over the prompt's columns and the rows' own [R, K, t, D] -> [R, H, 1, D].
+
+        `window`: a column this far back or farther is out of sight (sliding attention).
+        """
+        prompt = self.layers[layer]
+        rows, heads, _, width = query.shape
+        grouped = query.view(rows, keys.shape[1], heads // keys.shape[1], width)
+        first = self.beside(grouped) @ prompt.prompt_keys.transpose(-1, -2)
+        first += self._bias.to(first.dtype)[:, None, None]
+        before = first.shape[-1]
+        weights = torch.cat([self.back(first), grouped @ keys.transpose(-1, -2)], dim=-1)
+        if window is not None and weights.shape[-1] > window:
+            weights[..., :-window] = -torch.inf
+        weights = weights.softmax(-1, dtype=torch.float32).to(values.dtype)
+        out = self.back(self.beside(weights[..., :before]) @ prompt.prompt_values)
+        out += weights[..., before:] @ values
+        return out.view(rows, heads, 1, -1)
+
+
+def _moves(alive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Places that fall free before the last survivor's, who takes each of them, and how many survive."""
+    count = int(alive.sum())
+    free = (~alive[:count]).nonzero().squeeze(-1)
+    return free, alive[count:].nonzero().squeeze(-1) + count, count
+
+
+def forked_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    forked: ForkedCache,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [R, H, 1, D], own keys and values [R, K, t, D] -> [R, 1, H, D].
+
+    `attention_mask` is not looked at: the cache knows what each row sees.
+    """
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    out = forked.attend(module.layer_idx, query, key, value, sliding_window)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, forked_attention)
