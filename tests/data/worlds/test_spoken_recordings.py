@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,14 +84,15 @@ def test_without_a_folder_the_error_says_what_to_give(tmp_path: Path) -> None:
 
 
 def test_the_settings_remember_the_folder_and_the_speaker(folder: Path, tmp_path: Path) -> None:
-    wanted = {"count": 4, "seed": 0, "split": "test", "recordings": str(folder.parent), "speaker": "unseen"}
+    wanted: dict[str, Any] = {"count": 4, "seed": 0, "split": "test", "speaker": "unseen"}
+    wanted["recordings"] = str(folder.parent)
     make_world("spoken", tmp_path / "w", **wanted)
     assert read_settings(tmp_path / "w") == world_settings("spoken", **wanted)
     assert read_settings(tmp_path / "w") != world_settings("spoken", **wanted | {"speaker": "known"})
 
 
 @pytest.mark.parametrize("given", [{"recordings": "here"}, {"speaker": "unseen"}])
-def test_other_worlds_take_no_recordings(given: dict[str, str]) -> None:
+def test_other_worlds_take_no_recordings(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"world image: .*makes all its media itself; leave both out"):
         world_settings("image", count=4, seed=0, split="test", **given)
 
