@@ -120,6 +120,7 @@ def budget(recipe: Recipe) -> str:
         sizes = [source.count if source.world is not None else source.limit for source in sources]
         known = [size for size in sizes if size is not None]
         a_step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
+        a_step *= stage.questions_per_row if isinstance(stage, SFTStage) else 1
         group = stage.num_generations * stage.num_iterations if isinstance(stage, GRPOStage) else 1
         if isinstance(stage, SFTStage) and stage.time_of is not None:
             uncounted.append(f"the time of stage {stage.time_of}")

@@ -96,6 +96,11 @@ class Loader(Generic[Row]):
         return self._replay[chosen].next() if chosen else self._main.next()
 
     @property
+    def epoch_rows(self) -> float:
+        """Rows to draw for one pass over the pool, the replayed ones between them counted."""
+        return len(self._main.rows) / self._shares[""]
+
+    @property
     def epoch(self) -> float:
         """Passes over the pool so far; replayed rows do not count."""
         return self._main.epoch + self._main.position / len(self._main.rows)

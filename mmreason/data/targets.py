@@ -23,7 +23,8 @@ IGNORE = -100
 class DenseTarget(BaseModel):
     """A word for every bin of time and cell of space of one medium; word 0 says that nothing is there.
 
-    `labels` index `words`, flat: time first, then rows, then columns; -100 is not asked.
+    `labels` index `words`, flat: time first, then rows, then columns; -100 is not asked. The bins of time divide
+    `seconds` evenly, from the medium's start; a still has one bin and 0 seconds.
 
     Example: `DenseTarget(medium=0, name="image/colour", words=("empty", "red"), grid=(1, 1, 2), labels=(0, 1))`.
     """
@@ -43,6 +44,8 @@ class DenseTarget(BaseModel):
             raise ValueError(
                 f"{len(self.labels)} labels for a grid of {self.grid}; give {math.prod(self.grid)}"
             )
+        if self.grid[0] > 1 and not self.seconds:
+            raise ValueError(f"{self.grid[0]} bins of time in 0 seconds; give the seconds that they divide")
         wrong = sorted({i for i in self.labels if i != IGNORE and not 0 <= i < len(self.words)})
         if wrong:
             raise ValueError(
@@ -64,6 +67,11 @@ def dense_targets(sample: Sample) -> tuple[DenseTarget, ...]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "targets"
         raise ValueError(f"row {sample.id}: targets: {where}: {first['msg']}") from error
+    films = [i for i, ref in enumerate(sample.media) if ref.kind == "video"]
+    if len(films) > 1 and {t.medium for t in targets} & set(films):
+        raise ValueError(
+            f"row {sample.id}: targets of a video in a row that shows {len(films)} of them; give each its own row"
+        )
     beyond = sorted({t.medium for t in targets if t.medium >= len(sample.media)})
     if beyond:
         raise ValueError(f"row {sample.id}: targets speak of media {beyond}; the row has {len(sample.media)}")

@@ -10,9 +10,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from mmreason.schema import Style
-from mmreason.types import MediumRef, Message, Part, Sample
+from mmreason.types import Message, Part, Sample
 
 EMPTY_THOUGHT = "\n\n"
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -59,17 +60,32 @@ def supervised(sample: Sample, style: Style, dropout: float, seed: int) -> Sampl
 
 
 def by_media(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...]]:
-    """Up to `most` samples on the same media together, in the place of their first; those without media stay alone.
+    """Up to `most` samples that begin alike, up to their last medium, together, in the place of their first.
+
+    Those without media stay alone, and so do those with an assistant turn before the last medium: it is learned once
+    for each of them.
 
     Example: two questions on one picture and one on another give, with most=2, a pair and a single one.
     """
-    open_groups: dict[tuple[MediumRef, ...], int] = {}
+    open_groups: dict[tuple[Any, ...], int] = {}
     groups: list[list[Sample]] = []
     for sample in samples:
-        at = open_groups.get(sample.media)
-        if sample.media and at is not None and len(groups[at]) < most:
+        key = _beginning(sample)
+        at = open_groups.get(key) if key is not None else None
+        if at is not None and len(groups[at]) < most:
             groups[at].append(sample)
-        else:
-            open_groups[sample.media] = len(groups)
-            groups.append([sample])
+            continue
+        if key is not None:
+            open_groups[key] = len(groups)
+        groups.append([sample])
     return [tuple(group) for group in groups]
+
+
+def _beginning(sample: Sample) -> tuple[Any, ...] | None:
+    """The media of a row and all that stands before the last of them; None where rows cannot share it."""
+    turns = [i for i, turn in enumerate(sample.messages) if any(part.type != "text" for part in turn.parts)]
+    if not turns or any(turn.role == "assistant" for turn in sample.messages[: turns[-1]]):
+        return None
+    last = sample.messages[turns[-1]]
+    end = 1 + max(i for i, part in enumerate(last.parts) if part.type != "text")
+    return sample.media, sample.messages[: turns[-1]], last.role, last.parts[:end]

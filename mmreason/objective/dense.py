@@ -30,15 +30,24 @@ def word_logits(features: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     return features @ (vectors / norms).T / (norms.mean().detach() * TEMPERATURE)
 
 
-def resampled(labels: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """Labels [T, R, C] on another grid, each new bin taking the label at its centre: -> [grid].
+def labels_at(
+    labels: torch.Tensor, seconds: float, moments: torch.Tensor, cells: Sequence[int]
+) -> torch.Tensor:
+    """Labels [T, R, C] over `seconds` as features [moments, rows, columns] are asked for them.
 
-    Example: labels [[[0, 1]]] on the grid (1, 1, 4) are [[[0, 0, 1, 1]]].
+    A moment (in seconds) takes the bin it falls into, and IGNORE where the labels have ended; a cell takes the label
+    at its centre. Labels of 0 seconds are those of a still: its one bin holds at every moment.
+
+    Example: labels [[[0, 1]]] of a still at one moment on cells (1, 4) are [[[0, 0, 1, 1]]].
     """
-    for axis, (old, new) in enumerate(zip(labels.shape, grid, strict=True)):
+    for axis, (old, new) in enumerate(zip(labels.shape[1:], cells, strict=True), start=1):
         centres = (2 * torch.arange(new) + 1) * old // (2 * new)
         labels = labels.index_select(axis, centres)
-    return labels
+    if not seconds:
+        return labels[:1].expand(len(moments), -1, -1)
+    bins = (moments.double() / seconds * len(labels)).floor().long()
+    asked = labels[bins.clamp(max=len(labels) - 1)]
+    return torch.where((bins < len(labels))[:, None, None], asked, IGNORE)
 
 
 def word_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, int]]:

@@ -17,13 +17,14 @@ import torch
 from mmreason.data.loader import Loader
 from mmreason.data.targets import DenseTarget, dense_targets, with_targets
 from mmreason.model.family import bare
-from mmreason.objective.dense import resampled, word_logits, word_loss, word_vectors
+from mmreason.objective.dense import labels_at, word_logits, word_loss, word_vectors
 from mmreason.schema import PretaskStage
 from mmreason.train.context import Batch, Context
 from mmreason.train.step import Objective, Trainer, update
 from mmreason.types import Rendered, Sample, TrainingSample
 
 MAX_REDRAWS = 100
+Truth = tuple[Sample, tuple[DenseTarget, ...]]  # a row and those of its targets that are learned
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,7 @@ class Pretask:
     """The `pretask` method. State: the loader."""
 
     def __init__(self, context: Context, stage: PretaskStage) -> None:
-        if context.family.name != "assembled":
-            raise ValueError(
-                f"stage {stage.name}: pretask reads the features of an assembled model; this one is "
-                f"{context.family.name}: start from model.assemble, or leave the stage out"
-            )
+        needs_assembled(stage, context.family.name)
         if context.backend.world_size > 1:
             raise ValueError(
                 f"stage {stage.name}: pretask runs in one process, got {context.backend.world_size}; make the base "
@@ -51,18 +48,12 @@ class Pretask:
             )
         self.context = context
         self.stage = stage
-        rows = {name: with_targets(context.sources[name]) for name in stage.data}
-        bare_sources = sorted(name for name, found in rows.items() if not found)
-        if bare_sources:
-            raise ValueError(
-                f"stage {stage.name}: the sources {bare_sources} hold no row with `targets`; give worlds made by "
-                "`mmreason data make`, or rows with dense truth of your own"
-            )
         # read at once: what is wrong shows before the first step
-        self._targets = {(s.source, s.id): dense_targets(s) for found in rows.values() for s in found}
-        known = {target.name for targets in self._targets.values() for target in targets}
-        if missing := sorted(set(stage.targets) - known):
-            raise ValueError(f"stage {stage.name}: no row has the targets {missing}; there are {sorted(known)}")
+        truth = {name: wanted_targets(stage, context.sources[name]) for name in stage.data}
+        if problem := truth_problem(stage, truth, context.sources):
+            raise ValueError(f"stage {stage.name}: {problem}")
+        rows = {name: [sample for sample, _ in found] for name, found in truth.items()}
+        self._targets = {(s.source, s.id): targets for found in truth.values() for s, targets in found}
         self.loader = Loader(rows, stage.data, {}, seed=context.recipe.seed)
         self._words: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -87,26 +78,30 @@ class Pretask:
 
     def _seen(self, sample: Sample, rendered: Rendered) -> Seen:
         kinds = tuple(ref.kind for ref in sample.media)
-        wanted = self.stage.targets
-        targets = self._targets[sample.source, sample.id]
-        return Seen(rendered, kinds, tuple(t for t in targets if not wanted or t.name in wanted))
+        return Seen(rendered, kinds, self._targets[sample.source, sample.id])
 
     def _learn(self, seen: Sequence[Seen], trainer: Trainer, progress: float) -> dict[str, float]:
-        """One optimizer step on the mean cross-entropy over every label of every medium."""
+        """One optimizer step on the mean cross-entropy over every label of every medium.
+
+        How many labels there are is known after the last forward, so the gradients are divided and not the losses.
+        """
         size = self.stage.per_device_train_batch_size
         trainer.model.train()
         loss_sum, counts = 0.0, defaultdict[str, Counter[str]](Counter)
         for first in range(0, len(seen), size):
             batch = seen[first : first + size]
-            loss, asked = torch.zeros((), device=trainer.backend.device), 0
+            loss = torch.zeros((), device=trainer.backend.device)
             for name, logits, labels in self._logits(batch, trainer):
                 part, numbers = word_loss(logits, labels)
-                loss, asked = loss + part, asked + numbers["asked"]
+                loss = loss + part
                 counts[name].update(numbers)
-            mean = loss / max(asked, 1) * len(batch) / len(seen)
-            trainer.backend.backward(mean)
-            loss_sum += float(mean.detach())
-        metrics = {"loss": loss_sum, "rows": float(len(seen))}
+            trainer.backend.backward(loss)
+            loss_sum += float(loss.detach())
+        asked = max(sum(c["asked"] for c in counts.values()), 1)
+        for parameter in trainer.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= asked
+        metrics = {"loss": loss_sum / asked, "rows": float(len(seen))}
         for name, c in counts.items():
             metrics[f"pretask/{name}/accuracy"] = c["right"] / max(c["asked"], 1)
             metrics[f"pretask/{name}/accuracy_things"] = c["things_right"] / max(c["things"], 1)
@@ -125,8 +120,9 @@ class Pretask:
             media = by_medium(features, row.kinds)
             for target in row.targets:
                 labels = torch.tensor(target.labels).view(*target.grid)
-                for part in grids(media[target.medium], row.kinds[target.medium], model.config):
-                    asked = resampled(labels, part.shape[:3]).flatten().to(device)
+                kind, times = row.kinds[target.medium], row.rendered.media.get("video_times")
+                for part, moments in grids(media[target.medium], kind, times, model.config):
+                    asked = labels_at(labels, target.seconds, moments, part.shape[1:3]).flatten().to(device)
                     found[target.name, target.words].append((part.flatten(0, 2), asked))
         table = model.get_input_embeddings().weight
         for (name, words), parts in found.items():
@@ -156,6 +152,50 @@ class Pretask:
         self.loader.load_state_dict(state["loader"])
 
 
+def needs_assembled(stage: PretaskStage, family: str) -> None:
+    """Refuse a model whose features are not at hand.
+
+    Raises:
+        ValueError: the model is not assembled.
+    """
+    if family != "assembled":
+        raise ValueError(
+            f"stage {stage.name}: pretask reads the features of an assembled model; this one is {family}: start from "
+            "model.assemble, or leave the stage out"
+        )
+
+
+def wanted_targets(stage: PretaskStage, samples: Sequence[Sample]) -> list[Truth]:
+    """The rows that have targets which the stage learns, with these targets.
+
+    Raises:
+        ValueError: naming the row whose targets are wrong.
+    """
+    found = []
+    for sample in with_targets(samples):
+        targets = tuple(t for t in dense_targets(sample) if not stage.targets or t.name in stage.targets)
+        if targets:
+            found.append((sample, targets))
+    return found
+
+
+def truth_problem(
+    stage: PretaskStage, truth: Mapping[str, Sequence[Truth]], sources: Mapping[str, Sequence[Sample]]
+) -> str | None:
+    """Why the targets that a stage learns are not to be found in its sources; None when all are."""
+    rows = [sample for name in truth for sample in with_targets(sources[name])]
+    known = {target.name for sample in rows for target in dense_targets(sample)}
+    if missing := sorted(set(stage.targets) - known):
+        return f"targets: no row has {missing}; there are {sorted(known)}"
+    if empty := sorted(name for name, found in truth.items() if not found):
+        which = f"the `targets` {stage.targets}" if stage.targets else "`targets`"
+        return (
+            f"the sources {empty} hold no row with {which}; give worlds made by `mmreason data make`, rows with dense "
+            "truth of your own, or leave them out"
+        )
+    return None
+
+
 def media_features(
     model: Any, rows: Sequence[Mapping[str, torch.Tensor]], device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
@@ -181,9 +221,19 @@ def by_medium(features: Mapping[str, torch.Tensor], kinds: Sequence[str]) -> lis
     return [next(parts[kind]) for kind in kinds]
 
 
-def grids(features: torch.Tensor, kind: str, config: Any) -> list[torch.Tensor]:
-    """A medium's features [n, T, H] on their grids [time, rows, columns, H]: one, or one per audio encoder."""
+def grids(
+    features: torch.Tensor, kind: str, times: torch.Tensor | None, config: Any
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A medium's features [n, T, H] on their grids [time, rows, columns, H], one for each audio encoder, and their
+    moments [time] in seconds. `times` are those of the row's frames.
+    """
     if kind == "audio":
-        return [part[0, :, None, None] for part in features.split(config.audio_tokens, dim=1)]
+        parts = features.split(config.audio_tokens, dim=1)
+        moments = torch.tensor(config.audio_moments).split(config.audio_tokens)
+        return [(p[0, :, None, None], m) for p, m in zip(parts, moments, strict=True)]
     side = math.isqrt(features.shape[1])
-    return [features.view(len(features), side, side, -1)]
+    shown = features.view(len(features), side, side, -1)
+    if kind == "image":
+        return [(shown, torch.zeros(1))]
+    assert times is not None
+    return [(shown, times.view(len(features), -1).float().mean(dim=1))]

@@ -18,7 +18,7 @@ from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, Stage
 from mmreason.train import folder
 from mmreason.train.checkpoint import load_optimizer, load_state, newest_complete, save_checkpoint
 from mmreason.train.context import Context, Method
-from mmreason.train.evaluation import evaluate_stage
+from mmreason.train.evaluation import ablate_run, evaluate_stage
 from mmreason.train.grpo import GRPO
 from mmreason.train.loop import Budget, run_stage
 from mmreason.train.optim import make_optimizer, make_schedule
@@ -54,6 +54,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         if stage.evaluate:
             evaluate_stage(context, stage.name)
     model = _finish(context)
+    ablate_run(context)
     seconds = position["before_seconds"] + time.perf_counter() - began
     context.metrics.close()
     if context.backend.is_main:
@@ -148,9 +149,9 @@ def _stage(
 
 
 def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:
-    pool = sum(len(context.sources[name]) for name in stage.data)
     rows = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * context.backend.world_size
     if isinstance(stage, GRPOStage):
+        pool = sum(len(context.sources[name]) for name in stage.data)
         prompts = rows // stage.num_generations
         steps = stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, prompts) * stage.num_iterations
 
@@ -160,18 +161,19 @@ def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:
             return other.requires_grad_(False).eval()
 
         return Budget(steps=steps), GRPO(context, stage, steps, reference)
+    method: Pretask | SFT
     if isinstance(stage, PretaskStage):
-        steps = stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, rows)
-        return Budget(steps=steps), Pretask(context, stage)
-    assert isinstance(stage, SFTStage)
-    if stage.time_of is not None:
-        return Budget(seconds=context.seconds[stage.time_of]), SFT(context, stage)
-    return Budget(steps=stage.max_steps or _epoch_steps(stage.num_train_epochs, pool, rows)), SFT(
-        context, stage
-    )
+        method = Pretask(context, stage)
+    else:
+        assert isinstance(stage, SFTStage)
+        method = SFT(context, stage)
+        if stage.time_of is not None:
+            return Budget(seconds=context.seconds[stage.time_of]), method
+    steps = stage.max_steps or _epoch_steps(stage.num_train_epochs, method.loader.epoch_rows, rows)
+    return Budget(steps=steps), method
 
 
-def _epoch_steps(epochs: float | None, pool: int, rows: int) -> int:
+def _epoch_steps(epochs: float | None, pool: float, rows: int) -> int:
     assert epochs is not None
     return max(1, round(epochs * pool / rows))
 

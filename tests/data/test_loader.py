@@ -61,6 +61,7 @@ def test_replay_shares_are_exact_and_evenly_spread() -> None:
     for start in range(0, 80, 16):
         assert Counter(drawn[start : start + 16])["old"] in (3, 4, 5)
     assert loader.epoch == 10.0  # of the pool alone
+    assert loader.epoch_rows * loader.epoch == len(drawn)
     with pytest.raises(ValueError, match="allowed is less than 1"):
         Loader(SOURCES, ["a"], {"old": 0.5, "b": 0.5}, seed=0)
     with pytest.raises(ValueError, match=r"no data sources \['c'\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,13 @@ def test_rows_without_targets_have_none() -> None:
     assert dense_targets(bare) == () and with_targets([bare, _sample(GOOD)]) == [_sample(GOOD)]
 
 
+def test_a_video_with_targets_is_the_rows_only_one() -> None:
+    """Whose frame is whose cannot be told from the frames of two."""
+    two = replace(_sample(GOOD), media=(MediumRef("video", "a.mp4"), MediumRef("video", "b.mp4")))
+    with pytest.raises(ValueError, match="row rows:7: targets of a video in a row that shows 2"):
+        dense_targets(two)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -43,6 +51,7 @@ def test_rows_without_targets_have_none() -> None:
         ({"grid": [0, 2, 2]}, "grid.0"),
         ({"words": ["empty"]}, "words"),
         ({"colour": 1}, "colour: Extra inputs"),
+        ({"grid": [2, 1, 2]}, "2 bins of time in 0 seconds"),
         ({"medium": 1}, r"targets speak of media \[1\]; the row has 1"),
     ],
 )

@@ -75,5 +75,23 @@ def test_questions_on_one_picture_come_together() -> None:
     groups = by_media(rows, 2)
     assert [[row.id for row in group] for group in groups] == [["r:0", "r:2"], ["r:1"], ["r:3"]]
     assert by_media(rows, 1) == [(row,) for row in rows]
-    alone = [replace(row, media=()) for row in rows]
+    alone = [replace(row, media=(), messages=(Message("user", (Part("text", text="q"),)),)) for row in rows]
     assert by_media(alone, 2) == [(row,) for row in alone]
+
+
+def test_questions_that_begin_otherwise_stay_apart() -> None:
+    """What stands before the last medium is shared, so it must be the same; a reply there is learned row by row."""
+    media = (MediumRef("image", "a.png"), MediumRef("image", "b.png"))
+    first, second, ask = Part("image", medium=0), Part("image", medium=1), Part("text", text="which?")
+    reply = Message("assistant", (Part("text", text="red"),))
+
+    def sample(name: str, *messages: Message) -> Sample:
+        return Sample(name, "r", messages, media)
+
+    together = [sample(n, Message("user", (first, ask, second, Part("text", text=n)))) for n in ("a", "b")]
+    before = [sample(n, Message("user", (Part("text", text=n), first, second, ask))) for n in ("c", "d")]
+    turns = (Message("user", (first, ask)), reply, Message("user", (second, ask)))
+    later = [sample(n, *turns) for n in ("e", "f")]
+    named = [sample("g", Message("system", (ask,)), *together[0].messages)]
+    groups = by_media([*together, *before, *later, *named], 4)
+    assert [[row.id for row in group] for group in groups] == [["a", "b"], ["c"], ["d"], ["e"], ["f"], ["g"]]

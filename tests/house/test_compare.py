@@ -128,6 +128,8 @@ def test_a_budget_counts_rows_of_the_main_line() -> None:
     rival = TINY | {"name": "rival", "branch": True, "max_steps": 1000}
     recipe = small.recipe(Path("x"), stages=[TINY, epochs | {"name": "more"}, rival, small.GRPO])
     assert budget(recipe) == "96 rows"  # 3 x 4, 2 x 18, 8 x 6
+    packed = small.recipe(Path("x"), stages=[TINY | {"questions_per_row": 2}])
+    assert budget(packed) == "24 rows"  # as many as 3 x 4 may hold
     data = {name: source.model_dump() for name, source in recipe.data.items()} | {
         "warm": {"path": "rows.jsonl"}
     }

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmreason.objective.dense import TEMPERATURE, resampled, word_logits, word_loss, word_vectors
+from mmreason.objective.dense import IGNORE, TEMPERATURE, labels_at, word_logits, word_loss, word_vectors
 
 TABLE = torch.tensor([[2.0, 0.0], [0.0, 2.0], [4.0, 0.0], [0.0, 0.0]])
 
@@ -31,13 +31,19 @@ def test_a_sum_of_two_words_names_both() -> None:
         assert counts["right"] == 1 and float(loss) < 0.01
 
 
-def test_labels_take_the_nearest_centre_on_another_grid() -> None:
-    row = torch.tensor([[[0, 1]]])
-    assert resampled(row, (1, 1, 4)).tolist() == [[[0, 0, 1, 1]]]
+def test_cells_take_the_label_at_their_centre() -> None:
+    still = torch.tensor([[[0, 1]]])
+    assert labels_at(still, 0.0, torch.zeros(1), (1, 4)).tolist() == [[[0, 0, 1, 1]]]
+    assert labels_at(still, 0.0, torch.zeros(2), (2, 1)).tolist() == [[[1], [1]]] * 2
+    rows = torch.arange(6).view(1, 6, 1)
+    assert labels_at(rows, 0.0, torch.zeros(1), (3, 1)).flatten().tolist() == [1, 3, 5]
+
+
+def test_moments_take_the_bin_they_fall_into() -> None:
+    """Six bins of half a second; a window of encoder that is longer than the clip asks nothing of what is beyond."""
     bins = torch.arange(6).view(6, 1, 1)
-    assert resampled(bins, (3, 1, 1)).flatten().tolist() == [1, 3, 5]
-    assert resampled(bins, (2, 1, 1)).flatten().tolist() == [1, 4]
-    assert torch.equal(resampled(bins, (6, 1, 1)), bins)
+    moments = torch.tensor([0.0, 0.49, 0.5, 1.7, 2.99, 3.0, 9.0])
+    assert labels_at(bins, 3.0, moments, (1, 1)).flatten().tolist() == [0, 0, 1, 3, 5, IGNORE, IGNORE]
 
 
 def test_loss_counts_what_is_asked_and_tells_things_from_nothing() -> None:

@@ -14,8 +14,11 @@ from mmreason.model.load import Loaded, load_model
 from mmreason.objective import sft_sample
 from mmreason.render import Renderer, side_by_side
 from mmreason.schema import ModelConfig
+from mmreason.train.prepare import prepare
+from mmreason.train.run import _method
 from mmreason.train.step import Objective, micro_loss
 from mmreason.types import Message, Part, Rendered, TrainingSample
+from tests.train import small
 from tests.train.rows import picture_sample
 from tests.train.test_step import trainer_of
 
@@ -101,3 +104,17 @@ def test_what_cannot_read_such_rows_is_refused() -> None:
         packed.needs_side_by_side("qwen_vl", "sdpa")
     with pytest.raises(ValueError, match="takes masks"):
         packed.needs_side_by_side("assembled", "flash_attention_2")
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_an_epoch_learns_every_question_once(tmp_path: Path, together: int) -> None:
+    sizes = {"questions_per_row": together, "per_device_train_batch_size": 2, "replay": {"base": 0.25}}
+    epoch = small.SFT | sizes | {"max_steps": None, "num_train_epochs": 1.0}
+    recipe = small.recipe(tmp_path / "run", stages=[epoch])
+    context = prepare(recipe, tmp_path / "run", None)
+    budget, method = _method(context, recipe.stages[0])
+    assert budget.steps is not None
+    drawn = [method.collect(0.0, step).rows for step in range(budget.steps)]
+    ids = [name for rows in drawn for row in rows for name in row.rendered.sample_id.split("+")]
+    warm = {sample.id for sample in context.sources["warm"]}
+    assert abs(sum(name in warm for name in ids) - len(warm)) <= 2 * together  # steps are whole
