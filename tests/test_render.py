@@ -469,12 +469,19 @@ def test_tool_turns_have_their_role_and_are_not_sampled(processor_of) -> None:
     assert not (tool & rendered.sampled).any()
 
 
-def test_a_second_question_on_the_same_picture_is_rendered_as_if_it_were_the_first(processor_of) -> None:
+def test_a_second_question_on_the_same_picture_is_rendered_as_if_it_were_the_first(
+    processor_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was made of a picture is used again, for that very object alone."""
     processor = processor_of("assembled")
     renderer, calls = Renderer(processor), []
     process = renderer._process_anew
-    renderer._process_anew = lambda sample, piece: calls.append(piece.text) or process(sample, piece)
+
+    def counted(sample: Sample, piece: Any) -> Any:
+        calls.append(piece.text)
+        return process(sample, piece)
+
+    monkeypatch.setattr(renderer, "_process_anew", counted)
     red, blue = (
         [DecodedMedium("image", "x.png", image=Image.new("RGB", (64, 64), c))] for c in ("red", "blue")
     )
