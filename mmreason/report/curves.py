@@ -46,6 +46,16 @@ FIRST = (
     ),
 )
 CURRICULUM = "curriculum/*"
+MOVES = (
+    Spec(
+        "Window of difficulty",
+        ("curriculum/window_*", "curriculum/difficulty"),
+        "open ranks; mean difficulty",
+    ),
+    Spec("Groups so far", ("curriculum/admitted", "curriculum/dropped*", "curriculum/unverified"), low=0.0),
+    Spec("Admitted share", ("curriculum/admit_rate",), "groups that passed the gate", share=True),
+)
+PRETASK = "pretask/*"
 LATER = (
     Spec("Gradient norm", ("grad_norm",), "before clipping", low=0.0),
     Spec("Learning rate", ("learning_rate",), low=0.0),
@@ -98,14 +108,29 @@ def stage_curves(run: Run) -> list[StageCurves]:
         lines = run.steps(name)
         keys = [k for k in dict.fromkeys(k for line in lines for k in line) if not _silent(k)]
         used: set[str] = set()
-        first = _charts(FIRST, lines, keys, used)
+        first = _charts([*_pretask(keys), *FIRST], lines, keys, used)
         own = [Spec(_title(k), (k,)) for k in keys if fnmatch.fnmatch(k, CURRICULUM)]
-        curriculum = _charts(own, lines, keys, used)
+        curriculum = _charts([*MOVES, *own], lines, keys, used)
         later = _charts(LATER, lines, keys, used)
         rest = [Spec(key, (key,)) for key in keys if key not in used]
         later += _charts(rest, lines, keys, used)
         kind = str(run.stage(name).get("type", ""))
         out.append(StageCurves(name, kind, len(lines), first, curriculum, later))
+    return out
+
+
+def _pretask(keys: Sequence[str]) -> list[Spec]:
+    """Two charts for each medium of a perception pretask: right where something is, and right everywhere."""
+    media = list(dict.fromkeys(k.split("/")[1] for k in keys if fnmatch.fnmatch(k, PRETASK)))
+    out = []
+    for medium in media:
+        for ending, note in (
+            ("_things", "right on cells and moments that hold something"),
+            ("", "right on all cells and moments, empty ones too"),
+        ):
+            out.append(
+                Spec(f"Perception: {medium}", (f"pretask/{medium}/*/accuracy{ending}",), note, share=True)
+            )
     return out
 
 
@@ -144,7 +169,8 @@ def _short_names(keys: list[str]) -> list[str]:
     short = []
     for key in keys:
         parts = key.split("/")
-        short.append(parts[1] if parts[0] == "rewards" and len(parts) > 2 else parts[-1])
+        inner = parts[0] in ("rewards", "pretask") and len(parts) > 2
+        short.append(parts[-2] if inner else parts[-1])
     return [s.replace("_", " ") for s in (short if len(set(short)) == len(short) else keys)]
 
 

@@ -1,21 +1,20 @@
-"""Answers to look at: held-out questions through the stages, and rollouts with every reward part."""
+"""Answers to look at: held-out questions through the stages."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mmreason.evaluate import EvalRow
+from mmreason.report.album import Album, View
 from mmreason.report.load import Run
-from mmreason.report.pictures import Album, View
 from mmreason.report.verdict import stage_colours, stage_label
+from mmreason.report.words import plural
 from mmreason.rewards import parse_answer
 
-PER_OUTCOME = 6  # cards for each of learned, lost, right, wrong
-ROLLOUT_GROUPS = 6
+PER_OUTCOME = 8  # cards for each of learned, lost, right, wrong
 _TAG = re.compile(r"(</?(?:think|answer|planning|caption|reasoning|summary)>)")
 OUTCOMES = {
     "learned": "wrong before, right now",
@@ -45,35 +44,7 @@ class Card:
     row: EvalRow
     views: list[View]
     replies: list[Reply]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One sampled completion with what each reward gave it."""
-
-    pieces: list[tuple[bool, str]]
-    answer: str
-    accuracy: float | None
-    rewards: Mapping[str, float | None]
-    reward: float | None
-    advantage: float | None
-    tokens: int
-    cut: bool
-
-
-@dataclass(frozen=True)
-class RolloutGroup:
-    """The logged completions of one prompt at one step."""
-
-    stage: str
-    step: int
-    question: str
-    solution: str
-    options: list[str]
-    facts: str
-    views: list[View]
-    rewards: list[str]
-    rollouts: list[Rollout]
+    options: list[str]  # those that the question itself does not name
 
 
 def cards(run: Run, album: Album) -> list[Card]:
@@ -97,40 +68,41 @@ def cards(run: Run, album: Album) -> list[Card]:
                 for s in order
                 if (row.source, row.id) in answers[s]
             ]
-            out.append(Card(outcome, row, album.views(row.media, row.evidence), replies))
+            views = album.views(row.media, row.evidence)
+            out.append(Card(outcome, row, views, replies, unnamed(row.options, row.question)))
     return out
 
 
+def unnamed(options: Sequence[str], question: str) -> list[str]:
+    """All options, or none where the question's text already lists them."""
+    return [] if all(option in question for option in options) else list(options)
+
+
 def spread(rows: Sequence[EvalRow], most: int) -> list[EvalRow]:
-    """At most `most` rows, in turn from each form of question, each form evenly over its difficulties."""
-    forms: dict[str, list[EvalRow]] = defaultdict(list)
+    """At most `most` rows: in turn from each modality, there from each form, each form evenly over its difficulties."""
+    senses: dict[str, list[EvalRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda r: (r.difficulty or 0.0, r.id)):
-        forms[f"{row.modality} {row.problem_type} {row.kind}"].append(row)
-    share = -(-most // max(1, len(forms)))  # of each form, evenly over its difficulties
+        senses[row.modality].append(row)
+    queues = [_over_forms(part, -(-most // len(senses))) for part in senses.values()]
+    return [queue[i] for i in range(most) for queue in queues if i < len(queue)][:most]
+
+
+def _over_forms(rows: Sequence[EvalRow], first: int) -> list[EvalRow]:
+    """Rows of one modality, the best choice of `first` in front."""
+    forms: dict[tuple[str, str], list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        forms[row.problem_type, row.kind].append(row)
+    share = -(-first // len(forms))  # of each form, evenly over its difficulties
     chosen = [_evenly(part, share) for part in forms.values()]
-    return [part[i] for i in range(share) for part in chosen if i < len(part)][:most]
+    queue = _evenly([part[i] for i in range(share) for part in chosen if i < len(part)], first)
+    known = {(row.source, row.id) for row in queue}
+    return [*queue, *[row for row in rows if (row.source, row.id) not in known]]
 
 
 def _evenly(part: Sequence[EvalRow], most: int) -> Sequence[EvalRow]:
     if len(part) <= most:
         return part
     return [part[(2 * i + 1) * len(part) // (2 * most)] for i in range(most)]
-
-
-def rollout_groups(run: Run, album: Album) -> list[RolloutGroup]:
-    """Groups from the start, the middle and the end of each GRPO stage; those with right and wrong answers first."""
-    out: list[RolloutGroup] = []
-    for stage in [s["name"] for s in run.stages if s.get("type") == "grpo"]:
-        files = [lines for lines in run.rollouts(stage) if lines]
-        wanted = min(ROLLOUT_GROUPS, len(files))
-        chosen = [files[round(i * (len(files) - 1) / max(1, wanted - 1))] for i in range(wanted)]
-        for lines in chosen:
-            groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-            for line in lines:
-                groups[line.get("group"), line.get("id")].append(line)
-            best = max(groups.values(), key=lambda g: len({line.get("accuracy") for line in g}))
-            out.append(_rollout_group(stage, best, album))
-    return out
 
 
 def _outcome(before: EvalRow | None, now: EvalRow) -> str:
@@ -141,7 +113,7 @@ def _outcome(before: EvalRow | None, now: EvalRow) -> str:
 
 
 def _reply(run: Run, stage: str, row: EvalRow) -> Reply:
-    facts = [f"{row.length} tokens"]
+    facts = [plural(row.length, "token")]
     if row.problem_type == "multi_choice" and row.soft is not None:
         facts.append(f"soft {row.soft:.2g}")
     if row.hedge:
@@ -154,38 +126,6 @@ def _reply(run: Run, stage: str, row: EvalRow) -> Reply:
     answer = parse_answer(row.completion) or ""
     label, colour = stage_label(run, stage), stage_colours(run)[stage]
     return Reply(label, colour, right, answer[:120], pieces(row.completion), ", ".join(facts))
-
-
-def _rollout_group(stage: str, lines: Sequence[Mapping[str, Any]], album: Album) -> RolloutGroup:
-    first = lines[0]
-    names = list(dict.fromkeys(name for line in lines for name in line.get("rewards", {})))
-    facts = [str(first.get("problem_type", "")).replace("_", " ")]
-    if first.get("difficulty") is not None:
-        facts.append(f"difficulty {first['difficulty']:.2f}")
-    return RolloutGroup(
-        stage=stage,
-        step=int(first.get("step", 0)),
-        question=str(first.get("prompt", "")),
-        solution=str(first.get("solution", "")),
-        options=[str(o) for o in first.get("options") or ()],
-        facts=", ".join(facts),
-        views=album.views(first.get("media") or (), first.get("evidence") or ()),
-        rewards=names,
-        rollouts=[_rollout(line) for line in sorted(lines, key=lambda x: -(x.get("reward") or 0.0))],
-    )
-
-
-def _rollout(line: Mapping[str, Any]) -> Rollout:
-    return Rollout(
-        pieces=pieces(str(line["completion"])),
-        answer=(parse_answer(str(line["completion"])) or "")[:120],
-        accuracy=line.get("accuracy"),
-        rewards=line.get("rewards", {}),
-        reward=line.get("reward"),
-        advantage=line.get("advantage"),
-        tokens=int(line.get("tokens", 0)),
-        cut=line.get("finish") == "length",
-    )
 
 
 def pieces(completion: str) -> list[tuple[bool, str]]:

@@ -33,6 +33,7 @@ class Run:
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # stage -> block of eval.json
     rows: Mapping[str, Sequence[EvalRow]] = field(default_factory=dict)  # stage -> judged answers
     quarantine: Sequence[Mapping[str, Any]] = ()
+    ablations: Mapping[str, Any] = field(default_factory=dict)  # name -> block of evaluate.ablation_block
 
     @property
     def stages(self) -> list[Mapping[str, Any]]:
@@ -109,6 +110,7 @@ def load_run(folder: Path) -> Run:
         evaluation=evaluation,
         rows={name: stage_rows(folder, block) for name, block in evaluation.items()},
         quarantine=read_lines(folder / "quarantine.jsonl"),
+        ablations=read_object(folder / "ablations.json").get("ablations") or {},
     )
 
 

@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from mmreason.data.media import MediaLimits
 from mmreason.report import words
+from mmreason.report.album import Album
 from mmreason.report.curves import stage_curves
-from mmreason.report.gallery import OUTCOMES, cards, rollout_groups
+from mmreason.report.gallery import OUTCOMES, cards
 from mmreason.report.load import Run, load_run
-from mmreason.report.pictures import Album
-from mmreason.report.slices import accuracy_grids, habits, kinds_table, thinking_charts
+from mmreason.report.rollouts import rollout_groups
+from mmreason.report.slices import accuracy_grids, deprived, forms, habits, thinking_charts
 from mmreason.report.verdict import cost, findings, headline, stage_colours, stage_label
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -62,8 +63,10 @@ def render(run: Run) -> str:
 
 
 def _content(run: Run) -> dict[str, Any]:
-    album = Album(MediaLimits(max_image_pixels=run.recipe.get("max_image_pixels", 16_777_216)))
+    bounds = ("max_image_pixels", "max_video_pixels", "max_media_seconds")
+    album = Album(MediaLimits(**{key: run.recipe[key] for key in bounds if key in run.recipe}))
     colours = stage_colours(run)
+    answers, rollouts = cards(run, album), rollout_groups(run, album)
     return {
         "name": run.folder.resolve().name,
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -73,13 +76,15 @@ def _content(run: Run) -> dict[str, Any]:
         "findings": findings(run),
         "legend": [(colours[name], stage_label(run, name)) for name in run.evaluation],
         "grids": accuracy_grids(run),
-        "kinds": kinds_table(run),
+        "forms": forms(run),
         "habits": habits(run),
         "thinking": thinking_charts(run),
         "curves": stage_curves(run),
-        "cards": cards(run, album),
+        "deprived": deprived(run),
+        "cards": answers,
         "outcomes": OUTCOMES,
-        "groups": rollout_groups(run, album),
+        "groups": rollouts,
+        "left_out": album.left_out,
         "recipe_text": run.recipe_text,
         "machine": run.environment,
     }

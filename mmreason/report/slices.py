@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from mmreason.evaluate import EvalRow, blind_scores, measures, thirds
+from mmreason.evaluate import EvalRow, ablation_lines, blind_scores, measures, thirds
 from mmreason.report.load import Run
 from mmreason.report.svg import Series, line_chart
 from mmreason.report.verdict import stage_colours, stage_label
+from mmreason.report.words import ablation_label, interval
 
 THIRDS = ("easy", "middle", "hard")
 
@@ -35,9 +37,9 @@ class Grid:
 
 
 def accuracy_grids(run: Run) -> list[Grid]:
-    """Problem type x difficulty, then modality x difficulty where there is more than one modality."""
+    """Modality x difficulty where there is more than one modality, then problem type x difficulty."""
     grids = []
-    for title, key in (("Problem type", "problem_type"), ("Modality", "modality")):
+    for title, key in (("Modality", "modality"), ("Problem type", "problem_type")):
         names = sorted({getattr(row, key) for rows in run.rows.values() for row in rows})
         if names and (key == "problem_type" or len(names) > 1):
             grids.append(_grid(run, title, key, names))
@@ -77,21 +79,68 @@ def _third(index: int, parts: int) -> str:
     return THIRDS[index] if parts == 3 else f"part {index + 1}"
 
 
-def kinds_table(run: Run) -> list[tuple[str, int, float | None, list[float | None]]]:
-    """(form of question, n, chance, accuracy of each stage); empty when the rows name no forms."""
-    blocks = run.evaluation
-    if not blocks:
+@dataclass(frozen=True)
+class Form:
+    """One form of question in one modality, with the accuracy of each stage."""
+
+    modality: str
+    kind: str
+    n: int
+    chance: float | None
+    accuracies: list[float | None]
+
+
+def forms(run: Run) -> list[Form]:
+    """By modality, there the best answered first; empty when the rows name no forms."""
+    if not run.evaluation or not run.line:
         return []
-    kinds = list(blocks.values())[-1].get("by_kind", {})
-    types = list(blocks.values())[-1].get("by_problem_type", {})
-    if not set(kinds) - set(types):
+    last = run.line[-1]
+    if not {r.kind for r in run.rows[last]} - {r.problem_type for r in run.rows[last]}:
         return []
+    parts = {stage: _by_form(rows) for stage, rows in run.rows.items()}
     out = []
-    for kind, last in kinds.items():
-        accuracies = [block.get("by_kind", {}).get(kind, {}).get("accuracy") for block in blocks.values()]
-        out.append((kind, last["n"], last["chance"], accuracies))
-    last = list(blocks).index(run.line[-1]) if run.line else -1
-    return sorted(out, key=lambda row: -(row[3][last] or 0.0))
+    for (modality, kind), block in parts[last].items():
+        said = [part.get((modality, kind), {}).get("accuracy") for part in parts.values()]
+        out.append(Form(modality, kind, block["n"], block["chance"], said))
+    at = list(parts).index(last)
+    return sorted(out, key=lambda form: (form.modality, -(form.accuracies[at] or 0.0), form.kind))
+
+
+def _by_form(rows: Sequence[EvalRow]) -> dict[tuple[str, str], dict[str, Any]]:
+    blind = blind_scores(rows)
+    parts: dict[tuple[str, str], list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        parts[row.modality, row.kind].append(row)
+    return {form: measures(part, blind) for form, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class Deprived:
+    """One modality's questions asked again without a sense."""
+
+    what: str  # "image blanked"
+    modality: str
+    n: int
+    chance: float | None
+    plain: float | None
+    ablated: float | None
+    difference: str  # "-48.3 (-55.0 to -41.7)"
+
+
+def deprived(run: Run) -> list[Deprived]:
+    """What `ablations.json` says about each modality, in the order it was asked."""
+    return [
+        Deprived(
+            what=ablation_label(line["name"]),
+            modality=line["modality"],
+            n=line["n"],
+            chance=line["chance"],
+            plain=line["plain"],
+            ablated=line["ablated"],
+            difference=interval(line["delta"]),
+        )
+        for line in ablation_lines(run.ablations)
+    ]
 
 
 def habits(run: Run) -> list[tuple[str, dict[str, Any]]]:

@@ -121,7 +121,7 @@ def _range(ys: Sequence[float], bounds: tuple[float | None, float | None]) -> tu
     high = max(ys, default=1.0) if bounds[1] is None else bounds[1]
     if high - low < 1e-12:
         pad = abs(high) * 0.1 or 1.0
-        return (low if bounds[0] is not None else low - pad), high + pad
+        return (low if bounds[0] is not None or low == 0 else low - pad), high + pad
     pad = 0.06 * (high - low)
     return (low if bounds[0] is not None else low - pad), (high if bounds[1] is not None else high + pad)
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmreason.evaluate import ablation_lines
+from mmreason.evaluate.ablate import BLANKED
 from mmreason.report.curves import CUT_OFF, NO_SIGNAL, values
 from mmreason.report.load import BEFORE, Run
-from mmreason.report.words import count, duration, interval, percent, plural, points, size
+from mmreason.report.words import (
+    ablation_label,
+    count,
+    duration,
+    interval,
+    listed,
+    percent,
+    plural,
+    points,
+    size,
+)
 
 Level = Literal["good", "unsure", "bad"]
 ARROW = " \u2192 "
@@ -31,6 +44,16 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Sense:
+    """One modality at the end of the main line, against chance. `level` bad: not above it."""
+
+    name: str
+    accuracy: float
+    chance: float
+    level: Level
+
+
+@dataclass(frozen=True)
 class Headline:
     """`level` colours the words; `sentences` hold what the gains are, one each."""
 
@@ -40,6 +63,7 @@ class Headline:
     sentences: list[tuple[Level, str]]
     bars: list[Bar]
     chance: float | None
+    senses: list[Sense]  # empty where there is one modality
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ def headline(run: Run) -> Headline:
     line = run.line
     known = [n for n in run.evaluation if run.evaluation[n]["overall"].get("accuracy") is not None]
     if not line or not known:
-        return Headline("unsure", *_not_evaluated(run), [], [], None)
+        return Headline("unsure", *_not_evaluated(run), [], [], None, [])
     overall = {name: run.evaluation[name]["overall"] for name in run.evaluation}
     last = line[-1]
     chance = overall[last].get("chance")
@@ -80,9 +104,24 @@ def headline(run: Run) -> Headline:
         f"Guessing without looking gives {percent(chance)}."
     )
     level, title = _title(run, line, overall, path)
-    return Headline(
-        level, title, under, _sentences(run, line, overall), [_bar(run, n) for n in known], chance
-    )
+    bars = [_bar(run, name) for name in known]
+    return Headline(level, title, under, _sentences(run, line, overall), bars, chance, senses(run))
+
+
+def senses(run: Run) -> list[Sense]:
+    """Each modality after the last stage of the main line; empty where there is only one, or nothing evaluated."""
+    blocks = run.evaluation[run.line[-1]]["by_modality"] if run.line else {}
+    if len(blocks) < 2:
+        return []
+    out = []
+    for name, block in blocks.items():
+        accuracy, chance = block["accuracy"], block["chance"]
+        if accuracy is None or chance is None:
+            continue
+        low, high = _wilson(accuracy, block["n"])
+        level: Level = "good" if low > chance else "bad" if high < chance or accuracy <= chance else "unsure"
+        out.append(Sense(name, accuracy, chance, level))
+    return out
 
 
 def _not_evaluated(run: Run) -> tuple[str, str]:
@@ -102,7 +141,8 @@ def _title(run: Run, line: list[str], overall: Mapping[str, Any], path: str) -> 
     step = run.difference(line[-2], last).get("overall")
     if delta and delta["low"] > 0:
         if _wilson(overall[last]["accuracy"], overall[last]["n"])[0] <= chance:
-            return "unsure", f"It improved, up to chance: {path}"
+            said = "up to chance" if overall[last]["accuracy"] >= chance else "but is below chance"
+            return "unsure", f"It improved, {said}: {path}"
         if step and step["low"] <= 0:
             but = "lost in" if step["high"] < 0 else "gained nothing certain from"
             return "unsure", f"It learned, but {but} {last}: {path}"
@@ -137,7 +177,8 @@ def _sentences(run: Run, line: list[str], overall: Mapping[str, Any]) -> list[tu
     chance = overall[last].get("chance")
     if chance is not None:
         ahead = overall[last]["accuracy"] - chance
-        out.append(("good" if ahead > 0.05 else "bad", f"{last} ends {points(ahead)} points above chance"))
+        where = f"{points(abs(ahead))[1:]} points {'above' if ahead >= 0 else 'below'} chance"
+        out.append(("good" if ahead > 0.05 else "bad", f"{last} ends {where}"))
     return out
 
 
@@ -198,7 +239,7 @@ def cost(run: Run) -> list[tuple[str, str, str]]:
 
 def findings(run: Run) -> list[Finding]:
     """All that is wrong; an empty list is good news."""
-    out = [*_quarantine(run), *_unfinished(run)]
+    out = [*_quarantine(run), *_unfinished(run), *_unused(run)]
     for name in dict.fromkeys(str(line.get("stage")) for line in run.metrics):
         out += _training(run, name, run.steps(name))
     for name in run.line[1:]:
@@ -225,6 +266,30 @@ def _unfinished(run: Run) -> list[Finding]:
     ]
 
 
+def _unused(run: Run) -> list[Finding]:
+    """Modalities that are no better than a blind guess, and media that can be blanked without loss."""
+    out = []
+    weak = [sense for sense in senses(run) if sense.level != "good"]
+    if weak:
+        said = (f"{s.name} {percent(s.accuracy)} (chance {percent(s.chance)})" for s in weak)
+        title = f"{run.line[-1]}: not certainly above chance in {listed([s.name for s in weak])}"
+        level: Level = "bad" if any(sense.level == "bad" for sense in weak) else "unsure"
+        out.append(Finding(level, title, ", ".join(said)))
+    missed = [
+        line
+        for line in ablation_lines(run.ablations)
+        if line["name"] in BLANKED and line["delta"] and line["delta"]["high"] >= 0
+    ]
+    if missed:
+        said = (
+            f"{line['modality']} with {ablation_label(line['name'])} {interval(line['delta'])} points"
+            for line in missed
+        )
+        title = f"{run.line[-1] if run.line else 'the model'}: no certain loss when a medium is blanked"
+        out.append(Finding("bad", title, "; ".join(said)))
+    return out
+
+
 def _training(run: Run, name: str, lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
     out: list[Finding] = []
     skipped = sum(v for _, v in values(lines, "skipped_steps"))
@@ -241,6 +306,15 @@ def _training(run: Run, name: str, lines: Sequence[Mapping[str, Any]]) -> list[F
         detail = "no group passed the gate, so nothing was trained in them"
         out.append(Finding("unsure", f"{name}: {plural(empty, 'step')} without rows", detail))
     tail = max(10, len(lines) // 10)
+    unseen = {}
+    for key in dict.fromkeys(k for line in lines for k in line if fnmatch.fnmatch(k, "pretask/*_things")):
+        last = [v for _, v in values(lines, key)[-tail:]]
+        if last and sum(last) / len(last) < 0.5:
+            unseen[key.removeprefix("pretask/").removesuffix("/accuracy_things")] = sum(last) / len(last)
+    if unseen:
+        detail = ", ".join(f"{what} {percent(share)}" for what, share in unseen.items())
+        where = f"right on so much of what is there: {detail} (mean of the last {tail} steps)"
+        out.append(Finding("unsure", f"{name}: hardly perceives {listed(list(unseen))}", where))
     for key, most, title, detail in (
         (CUT_OFF, 0.02, "completions cut off", "they reached max_completion_length"),
         (

@@ -66,6 +66,19 @@ def number(value: float | None) -> str:
     return text.replace("-", MINUS) if text.startswith("-") else text
 
 
-def plural(value: int, noun: str) -> str:
-    """1 row, 2 rows."""
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+def plural(value: int, noun: str, many: str = "") -> str:
+    """1 row, 2 rows; `many` where an s is not enough."""
+    return f"{value:,} {noun if value == 1 else many or noun + 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """["a", "b", "c"] -> a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def ablation_label(name: str) -> str:
+    """`video` -> video blanked; `sound_shift=1.0` -> sound shifted by 1.0 s; `audio_encoder=1` -> it is deaf."""
+    kind, _, value = name.partition("=")
+    if kind == "sound_shift":
+        return f"sound shifted by {value}{NBSP}s"
+    return f"audio encoder {value} deaf" if kind == "audio_encoder" else f"{kind} blanked"

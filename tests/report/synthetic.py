@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from mmreason.evaluate import EvalRow, judge, save_stage
 from mmreason.types import MediumRef, Message, Part, Sample
+from tests.data.clips import mp4, tone, wav
 
 COLOURS = {"red": "#d33", "blue": "#36c", "green": "#3a3", "grey": "#888", "gold": "#ca2"}
 STAGES = (("before", 0.12, None), ("sft", 0.66, "before"), ("grpo", 0.85, "sft"), ("sft_longer", 0.7, "sft"))
@@ -22,12 +23,21 @@ ATTACK = "<script>alert('x')</script>"
 
 
 def make_run(
-    folder: Path, *, questions: int = 60, steps: int = 40, seed: int = 0, trouble: bool = False
+    folder: Path,
+    *,
+    questions: int = 60,
+    steps: int = 40,
+    seed: int = 0,
+    trouble: bool = False,
+    films: int = 0,
 ) -> Path:
-    """before -> sft -> grpo, and the rival of grpo. `trouble` adds everything that the first screen warns about."""
+    """before -> sft -> grpo, and the rival of grpo. `trouble` adds everything that the first screen warns about.
+
+    `films` questions each on a video, a sound, and a video with its sound come after those on pictures.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _samples(folder / "data", questions, rng)
+    samples = _samples(folder / "data", questions, rng) + timed_samples(folder / "data", films)
     recipe = {
         "output_dir": str(folder),
         "seed": seed,
@@ -138,6 +148,43 @@ def _question(i: int, shapes: list, root: str, rng: random.Random) -> Sample:
     )
 
 
+def timed_samples(data: Path, count: int) -> list[Sample]:
+    """`count` questions each on a video, a sound, and a video with its sound, with evidence in time."""
+    if not count:
+        return []
+    beep = tone(4.0)
+    beep[16_000:] = 0  # in the first second
+    (data / "film.mp4").write_bytes(mp4())
+    (data / "both.mp4").write_bytes(mp4(sound=beep))
+    (data / "beep.wav").write_bytes(wav((beep * 32767).astype("int16")))
+    box = {"box": [8, 10, 20, 22], "t": 2.0, "label": "star appeared"}
+    later = {"box": [30, 10, 44, 22], "t": 3.5, "label": "star vanished"}
+    span = {"span": [0.0, 1.0], "label": "beep"}
+    made = []
+    for name, kinds, evidence in (
+        ("film.mp4", ("video",), (box, later, {"span": [1.5, 2.5], "label": "star appeared"})),
+        ("beep.wav", ("audio",), (span,)),
+        ("both.mp4", ("video", "audio"), (box, {**span, "medium": 1})),
+    ):
+        refs = tuple(MediumRef(kind, name, root=str(data)) for kind in kinds)  # type: ignore[arg-type]
+        parts = tuple(Part(kind, medium=i) for i, kind in enumerate(kinds))  # type: ignore[arg-type]
+        for i in range(count):
+            made.append(
+                Sample(
+                    id=f"{name}:{i}",
+                    source="test",
+                    messages=(Message("user", (*parts, Part("text", text=f"What is there? ({i})"))),),
+                    media=refs,
+                    solution=str(i % 3),
+                    problem_type="numeric",
+                    evidence=evidence,
+                    difficulty=i / count,
+                    columns={"kind": "timed"},
+                )
+            )
+    return made
+
+
 def _completion(sample: Sample, right: bool, hedges: bool, rng: random.Random) -> str:
     answer = sample.solution or ""
     several = answer.split(", ")
@@ -219,7 +266,7 @@ def _rollout_metrics(t: float, i: int, rng: random.Random, trouble: bool) -> dic
 def _rollouts(folder: Path, samples: list[Sample], steps: int, rng: random.Random) -> None:
     (folder / "completions").mkdir(exist_ok=True)
     for step in range(steps, 2 * steps, 5):
-        sample = samples[step % len(samples)]
+        sample = samples[(7 * step) % len(samples)]
         lines = []
         for i in range(4):
             row = judge(sample, _completion(sample, i % 2 == 0, i == 3, rng) + (ATTACK if i == 1 else ""), 40)
@@ -228,6 +275,7 @@ def _rollouts(folder: Path, samples: list[Sample], steps: int, rng: random.Rando
                 "step": step, "group": 0, "id": sample.id, "prompt": row.question, "completion": row.completion,
                 "media": list(row.media), "evidence": list(row.evidence), "options": list(row.options),
                 "solution": row.solution, "problem_type": row.problem_type, "difficulty": row.difficulty, "tokens": 40,
+                "modality": row.modality,
                 "finish": "length" if i == 3 else "stop", "accuracy": row.correct, "reward": reward,
                 "rewards": {"blend": row.correct, "format": row.format, "mine": None}, "advantage": reward - 0.6,
             })  # fmt: skip

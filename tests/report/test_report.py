@@ -205,7 +205,7 @@ def test_curves_take_every_number_once(good):
     stages = {s.name: s for s in stage_curves(run)}
     assert list(stages) == ["sft", "grpo", "sft_longer"]
     grpo = stages["grpo"]
-    assert [c.title for c in grpo.curriculum] == ["Window low", "Admitted"]
+    assert [c.title for c in grpo.curriculum] == ["Window of difficulty", "Groups so far"]
     assert [name for c in grpo.first if c.title == "Reward parts" for _, name, _ in c.legend] == [
         "blend",
         "format",

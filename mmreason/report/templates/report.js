@@ -24,14 +24,75 @@
       boxes.setAttribute("aria-pressed", String(!hidden));
     });
   }
-  const filters = [...document.querySelectorAll("button[data-outcome]")];
-  for (const filter of filters) {
-    filter.addEventListener("click", () => {
-      for (const other of filters) other.setAttribute("aria-pressed", String(other === filter));
-      for (const card of document.querySelectorAll(".answer[data-outcome]")) {
-        card.hidden = filter.dataset.outcome !== "all" && card.dataset.outcome !== filter.dataset.outcome;
-        card.style.display = card.hidden ? "none" : "";
+  const chosenOf = { outcome: "all", modality: "all" };
+  for (const key of Object.keys(chosenOf)) {
+    const filters = [...document.querySelectorAll(`button[data-${key}]`)];
+    for (const filter of filters) {
+      filter.addEventListener("click", () => {
+        chosenOf[key] = filter.dataset[key];
+        for (const other of filters) other.setAttribute("aria-pressed", String(other === filter));
+        for (const card of document.querySelectorAll(".answer[data-outcome]")) {
+          const kept = Object.entries(chosenOf).every(([k, v]) => v === "all" || card.dataset[k] === v);
+          card.style.display = kept ? "" : "none";
+        }
+      });
+    }
+  }
+
+  // Video and sound: one button, one bar with the evidence on it, and boxes that appear at their moment.
+  const NEAR = 0.35; // seconds
+  for (const timed of document.querySelectorAll(".timed")) {
+    const medium = timed.querySelector("video, audio");
+    if (!medium) continue;
+    const play = timed.querySelector(".play");
+    const bar = timed.querySelector(".bar");
+    const head = timed.querySelector(".head");
+    const clock = timed.querySelector(".clock");
+    const length = Number(bar.getAttribute("aria-valuemax"));
+    medium.controls = false;
+    if (medium.tagName === "AUDIO") medium.hidden = true;
+    play.hidden = false;
+    const draw = () => {
+      const now = medium.currentTime;
+      head.style.left = Math.min(100, (100 * now) / length) + "%";
+      clock.textContent = now.toFixed(1) + " / " + length.toFixed(1) + " s";
+      bar.setAttribute("aria-valuenow", now.toFixed(2));
+      for (const part of timed.querySelectorAll("[data-t]")) {
+        part.toggleAttribute("data-away", Math.abs(Number(part.dataset.t) - now) > NEAR);
       }
+      if (!medium.paused) requestAnimationFrame(draw);
+    };
+    const start = () => {
+      for (const other of document.querySelectorAll("video, audio")) if (other !== medium) other.pause();
+      medium.play();
+    };
+    const seek = (seconds) => {
+      const to = Math.max(0, Math.min(seconds, length - 0.01));
+      if (medium.readyState) medium.currentTime = to;
+      else {
+        medium.addEventListener("loadedmetadata", () => { medium.currentTime = to; }, { once: true });
+        medium.load();
+      }
+    };
+    medium.preload = "metadata";
+    medium.addEventListener("play", () => { play.textContent = "\u275A\u275A"; play.setAttribute("aria-label", "pause"); draw(); });
+    medium.addEventListener("pause", () => { play.textContent = "\u25B6"; play.setAttribute("aria-label", "play"); draw(); });
+    medium.addEventListener("seeked", draw);
+    play.addEventListener("click", () => { if (medium.paused) start(); else medium.pause(); });
+    for (const mark of timed.querySelectorAll("[data-seek]")) {
+      mark.addEventListener("click", () => { seek(Number(mark.dataset.seek)); if (medium.tagName === "AUDIO") start(); });
+    }
+    const point = (event) => {
+      const box = bar.getBoundingClientRect();
+      seek((length * (event.clientX - box.left)) / box.width);
+    };
+    bar.addEventListener("pointerdown", (event) => { bar.setPointerCapture(event.pointerId); point(event); });
+    bar.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
+    bar.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -0.25, ArrowRight: 0.25 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      seek(medium.currentTime + step);
     });
   }
 
