@@ -121,6 +121,7 @@ class EvalConfig(Closed):
     batch_size: PositiveInt = 64
     limit: PositiveInt | None = None  # rows, evenly over the sources
     before: bool = True
+    ablate: list[str] = []  # asked again at the end without a sense: see `mmreason eval --ablate`
 
 
 class SamplerConfig(Closed):

@@ -21,6 +21,7 @@ from mmreason.data.media import MediaError, MediaLimits, check, decode, limits_o
 from mmreason.data.sources import check_rows
 from mmreason.data.targets import dense_targets, with_targets
 from mmreason.data.transforms import supervised, target_text
+from mmreason.evaluate import parse_ablation
 from mmreason.evaluate.rows import bare_group
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded, load_model
@@ -148,12 +149,20 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
 
 
 def settings_problems(recipe: Recipe) -> list[str]:
-    """What is wrong with trackers, rewards and gates: it needs no rows, and would else show when a stage begins."""
+    """What is wrong with trackers, rewards, gates and ablations: it needs no rows, and would else show late."""
     problems = [
         f"report_to: {package} is not installed; pip install 'mmreason[tracking]', or remove it"
         for package in sorted({"tensorboard", "wandb"} & set(recipe.report_to))
         if importlib.util.find_spec(package) is None
     ]
+    last = [stage for stage in recipe.stages if not stage.branch][-1]
+    if recipe.eval.ablate and not (recipe.eval.data and last.evaluate):
+        problems.append(f"eval.ablate: needs eval.data, and stages.{last.name} with evaluate: true")
+    for text in recipe.eval.ablate:
+        try:
+            parse_ablation(text)
+        except ValueError as error:
+            problems.append(f"eval.{error}")
     for stage in [s for s in recipe.stages if isinstance(s, GRPOStage)]:
         where = f"stages.{stage.name}"
         try:

@@ -22,8 +22,10 @@ from mmreason.evaluate import (
     parse_ablation,
     read_eval,
     save_stage,
+    stage_rows,
     summarise,
     touched,
+    write_json,
 )
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
@@ -42,6 +44,37 @@ def evaluate_stage(context: Context, name: str) -> None:
     began = time.perf_counter()
     samples = readable(context, limit_evenly({n: context.sources[n] for n in config.data}, config.limit))
     context.quarantine.share(context.backend.gather)
+    rows = _asked(context, samples, greedy(context), name)
+    if context.backend.is_main:
+        parent = _parent(context, name)
+        save_stage(context.run_dir, name, rows, parent=parent, seconds=time.perf_counter() - began)
+    context.backend.barrier()
+
+
+def ablate_run(context: Context) -> None:
+    """Ask `eval.data` again without the senses that `eval.ablate` names, and store `ablations.json`.
+
+    The run's model holds the final weights; the answers with every sense are those of the main line's last stage.
+    """
+    config = context.recipe.eval
+    last = [stage.name for stage in context.recipe.stages if not stage.branch][-1]
+    stored = read_eval(context.run_dir)
+    if not config.ablate or last not in stored:
+        return
+    plain = stage_rows(context.run_dir, stored[last])
+    answered = {(row.source, row.id) for row in plain}
+    samples = [s for n in config.data for s in context.sources[n] if (s.source, s.id) in answered]
+    blocks = {}
+    for ablation in map(parse_ablation, config.ablate):
+        chosen, answer = touched(ablation, samples), greedy(context, without(context, ablation))
+        blocks[ablation.name] = ablation_block(plain, _asked(context, chosen, answer, ablation.name))
+    if context.backend.is_main:
+        write_json(context.run_dir / "ablations.json", {"stage": last, "ablations": blocks})
+    context.backend.barrier()
+
+
+def _asked(context: Context, samples: Sequence[Sample], answer: Generate, name: str) -> list[EvalRow]:
+    """The judged answers of all ranks, each to its share of the questions, in the questions' order."""
     mine = shard(samples, context.backend)
     rows: list[EvalRow] = []
     with Progress(console=context.console, disable=not context.backend.is_main, transient=True) as bar:
@@ -51,17 +84,13 @@ def evaluate_stage(context: Context, name: str) -> None:
         ):  # fewer rows than ranks leave some ranks without any; no rows at all is an error
             rows = evaluate(
                 mine,
-                greedy(context),
-                batch_size=config.batch_size,
+                answer,
+                batch_size=context.recipe.eval.batch_size,
                 progress=lambda done: bar.update(task, completed=done),
             )
+    order = {(s.source, s.id): i for i, s in enumerate(samples)}
     everyone = [row for part in context.backend.gather(rows) for row in part]
-    if context.backend.is_main:
-        order = {(s.source, s.id): i for i, s in enumerate(samples)}
-        everyone.sort(key=lambda row: order[row.source, row.id])
-        parent = _parent(context, name)
-        save_stage(context.run_dir, name, everyone, parent=parent, seconds=time.perf_counter() - began)
-    context.backend.barrier()
+    return sorted(everyone, key=lambda row: order[row.source, row.id])
 
 
 def evaluate_model(

@@ -110,7 +110,14 @@ def _forget(run_dir: Path) -> None:
     """Remove what another run has measured; its data stay, since sources check by themselves what lies there."""
     for name in ("eval", "completions", "stages"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in ("eval.json", "metrics.jsonl", "quarantine.jsonl", "timing.json", "report.html"):
+    for name in (
+        "eval.json",
+        "ablations.json",
+        "metrics.jsonl",
+        "quarantine.jsonl",
+        "timing.json",
+        "report.html",
+    ):
         (run_dir / name).unlink(missing_ok=True)
 
 

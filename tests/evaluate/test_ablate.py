@@ -183,13 +183,18 @@ def test_the_command_asks_the_model_again_without_a_sense(
     films = make_world("av", tmp_path / "av", count=6, seed=1, split="test")
     pictures = make_world("image", tmp_path / "image", count=4, seed=1, split="test")
     shown: list[list[Rendered]] = []
-    real = evaluation.generate
+    real = evaluation.engine
 
-    def spy(model: Any, family: Any, renderer: Any, prompts: list[Rendered], *rest: Any) -> Any:
-        shown.append(prompts)
-        return real(model, family, renderer, prompts, *rest)
+    def spying(*which: Any) -> Any:
+        complete = real(*which)
 
-    monkeypatch.setattr(evaluation, "generate", spy)
+        def spy(model: Any, family: Any, renderer: Any, prompts: list[Rendered], *rest: Any) -> Any:
+            shown.append(prompts)
+            return complete(model, family, renderer, prompts, *rest)
+
+        return spy
+
+    monkeypatch.setattr(evaluation, "engine", spying)
     out = tmp_path / "eval.json"
     wanted = ["--ablate", "sound_shift=1.0", "--ablate", "image", "--ablate", "audio_encoder=1"]
     arguments = ["eval", str(model), "--data", str(films), "--data", str(pictures), "--json", str(out)]
