@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode
 
-from mmreason.schema import STAGES, Recipe, SourceConfig, undivided, unresolved_names
+from mmreason.schema import GROUP_KEYS, STAGES, Recipe, SourceConfig, undivided, unresolved_names
 
+MOST_MENDED = 50  # wrong keys that are left out at most
 KINDS: dict[type, str] = {
     str: "text", bool: "true/false", int: "an integer", float: "a number", list: "a list", dict: "a mapping",
     type(None): "null",
@@ -106,24 +107,62 @@ def _undivided_groups(tree: dict[str, Any]) -> list[str]:
 
 def sources_of(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, SourceConfig]:
     """The data sources that are right by themselves in a recipe that may be wrong elsewhere."""
-    if not Path(path).is_file():
-        return {}
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError):
-        return {}
-    if not isinstance(tree, dict):
-        return {}
-    for text in overrides:
-        _apply(tree, text)
+    tree = _tree(path, overrides)
     sources = {}
     for name, entry in tree["data"].items() if isinstance(tree.get("data"), dict) else ():
         try:
-            text = json.dumps(entry, default=str)
-            sources[str(name)] = SourceConfig.model_validate_json(text, strict=True)
+            sources[name] = SourceConfig.model_validate_json(json.dumps(entry), strict=True)
         except ValidationError:  # named already by load_recipe
             continue
     return sources
+
+
+def mended_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | None:
+    """What a wrong recipe is without its wrong keys, so that all that they do not touch can be checked; None when
+    that is no recipe.
+    """
+    tree = _tree(path, overrides)
+    for stage in tree.get("stages", ()) if isinstance(tree.get("stages"), list) else ():
+        if isinstance(stage, dict) and stage.get("type") == "grpo" and undivided(stage):
+            for key in GROUP_KEYS:
+                stage.pop(key, None)
+    for _ in range(MOST_MENDED):
+        try:
+            return Recipe.model_validate_json(json.dumps(tree), strict=True)
+        except ValidationError as error:
+            if not _without(tree, error.errors()[0]):
+                return None
+    return None
+
+
+def _without(tree: dict[str, Any], error: Any) -> bool:
+    """Take the key that an error speaks of out of the tree; False where none is there, or a list needs its item."""
+    holder: Any = None
+    last: str | int = ""
+    here: Any = tree
+    for part in error["loc"]:
+        if isinstance(here, dict) and part in here or isinstance(here, list) and isinstance(part, int):
+            holder, last, here = here, part, here[part]
+    if error["type"] == "missing" or not isinstance(holder, dict):
+        return False
+    del holder[last]
+    return True
+
+
+def _tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping of a recipe's file with its overrides, as far as it can be read; empty when it cannot."""
+    if not Path(path).is_file():
+        return {}
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError):
+        return {}
+    if not isinstance(raw, dict):
+        return {}
+    tree = json.loads(json.dumps(raw, default=str))
+    for text in overrides:
+        _apply(tree, text)
+    return tree
 
 
 def dump_recipe(recipe: Recipe) -> str:

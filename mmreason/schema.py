@@ -270,10 +270,12 @@ class GRPOStage(StageConfig):
         return self
 
 
+GROUP_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+
+
 def undivided(stage: Mapping[str, Any]) -> str | None:
     """Why the groups of a GRPO stage (a mapping) do not fill its batch; None when they do, or it cannot be told."""
-    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
-    batch, steps, group = (stage.get(key, GRPOStage.model_fields[key].default) for key in keys)
+    batch, steps, group = (stage.get(key, GRPOStage.model_fields[key].default) for key in GROUP_KEYS)
     if (
         any(type(value) is not int or value < 1 for value in (batch, steps, group))
         or batch * steps % group == 0

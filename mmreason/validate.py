@@ -10,6 +10,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from mmreason.evaluate import parse_ablation
 from mmreason.evaluate.rows import bare_group
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded, load_model
+from mmreason.model.packed import needs_side_by_side
+from mmreason.model.parts import freeze
 from mmreason.plugins import load_plugins
-from mmreason.recipe import RecipeError, load_recipe, sources_of
+from mmreason.recipe import RecipeError, load_recipe, mended_recipe, sources_of
 from mmreason.render import Renderer, RenderError
 from mmreason.rewards import REWARDS, reward_problems, score_group, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, SourceConfig, StageConfig
 from mmreason.train.prepare import training_texts
+from mmreason.train.pretask import needs_assembled, truth_problem, wanted_targets
 from mmreason.types import DecodedMedium, MediumRef, Rendered, Sample
 
 RENDERED_ROWS = 32  # rows of each source that are rendered: so many evenly spread, and as many of the longest
@@ -108,10 +112,18 @@ class Report:
 
 
 def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
-    """Validate a recipe file. A recipe that is wrong itself still has its readable sources checked."""
+    """Validate a recipe file. A recipe that is wrong itself is checked as it is without its wrong keys, if that will
+    do for a recipe; else its readable sources are.
+    """
     try:
         recipe = load_recipe(path, overrides)
     except RecipeError as error:
+        mended = mended_recipe(path, overrides)
+        if mended is not None:
+            report = validate(mended, name=str(path))
+            report.problems[:0] = error.problems
+            report.notes.append("the wrong keys of the recipe were left out for all that follows them")
+            return report
         report = Report(str(path), list(error.problems))
         with tempfile.TemporaryDirectory() as folder:
             for name, cfg in sources_of(path, overrides).items():
@@ -144,8 +156,21 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
         for source, samples in sources.items() if renderer is not None else ():
             _render(recipe, renderer, source, [s for s in samples if s.id not in unreadable[source]], report)
     for stage in recipe.stages:
+        _attempt(report, partial(_fits, stage, recipe, loaded))
         report.memory[stage.name] = estimate(loaded, recipe, stage, *_longest(report, stage))
     return report
+
+
+def _fits(stage: StageConfig, recipe: Recipe, loaded: Loaded) -> None:
+    """Refuse a model that a stage cannot train, and freeze what the stage freezes."""
+    try:
+        freeze(loaded.model, loaded.family, recipe.model, stage.freeze)
+        if isinstance(stage, SFTStage) and stage.questions_per_row > 1:
+            needs_side_by_side(loaded.family.name, recipe.model.attn_implementation)
+    except ValueError as error:
+        raise ValueError(f"stages.{stage.name}: {error}") from error
+    if isinstance(stage, PretaskStage):
+        needs_assembled(stage, loaded.family.name)
 
 
 def settings_problems(recipe: Recipe) -> list[str]:
@@ -187,15 +212,15 @@ def _attempt(report: Report, work: Callable[[], Any]) -> Any:
 
 
 def _read(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits, report: Report) -> list[Sample]:
-    """The rows of a source, or none and every problem of its rows and media. Of a world a few rows are made."""
+    """The rows of a source that are right by themselves; the others' problems. Of a world a few rows are made."""
     if cfg.world is not None:
         cfg = cfg.model_copy(update={"count": min(cfg.count, WORLD_ROWS)})
     samples, problems = check_rows(name, cfg, folder / name)
     if problems:
         report.add(problems)
-        _media(name, samples, limits, report)
-        report.notes.append(f"data.{name}: rendering and rewards are checked once its rows are sound")
-        samples = []
+        report.notes.append(
+            f"data.{name}: of its rows those that are right by themselves are checked further"
+        )
     media = sum(len(sample.media) for sample in samples)
     report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
     return samples
@@ -277,17 +302,17 @@ def _rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Repo
 
 def _dense(stage: PretaskStage, sources: Mapping[str, list[Sample]], report: Report) -> None:
     """The dense truth that a pretask learns from: there at all, and whole."""
-    for name in stage.data:
-        found = with_targets(sources[name])
-        if sources[name] and not found:
-            report.add(
-                [f"stages.{stage.name}: data.{name} holds no row with `targets`, which a pretask learns from"]
-            )
-        for sample in found:
+    wrong = []
+    for name in dict.fromkeys(stage.data):
+        for sample in with_targets(sources[name]):
             try:
                 dense_targets(sample)
             except ValueError as error:
-                report.add([f"data.{name}, {error}"])
+                wrong.append(f"data.{name}, {error}")
+    report.add(wrong)
+    truth = {name: wanted_targets(stage, sources[name]) for name in stage.data} if not wrong else {}
+    if all(sources[name] for name in truth) and (problem := truth_problem(stage, truth, sources)):
+        report.add([f"stages.{stage.name}: {problem}"])
 
 
 # --- media, template, token counts

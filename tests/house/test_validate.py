@@ -17,6 +17,8 @@ from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded
 from mmreason.recipe import build_recipe
 from mmreason.validate import validate, validate_file
+from tests.data import clips
+from tests.tiny import WHISPER, tiny_native
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
@@ -39,6 +41,9 @@ MODEL = {
             "head_dim": 16,
         },
     }
+}
+HEARS = {
+    "assemble": MODEL["assemble"] | {"audio": [WHISPER | {"max_source_positions": 200, "audio_merge": 10}]}
 }
 SFT = {"type": "sft", "name": "sft", "data": ["mine"], "rationale": "none"}
 GRPO = {"type": "grpo", "name": "grpo", "data": ["mine"]}
@@ -91,6 +96,63 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
     assert "mine:1:" not in problems
 
 
+def write_media(folder: Path) -> None:
+    """A film with its sound and a wave, whole; and what is wrong with such files in life."""
+    film = clips.mp4(16, sound=clips.tone(2.0))
+    noise = clips.tone(2.0)
+    noise[5] = float("nan")
+    files = {
+        "film.mp4": film,
+        "wave.wav": clips.wav(clips.tone(2.0)),
+        "torn.mp4": clips.mp4(16, sound=clips.tone(2.0), movflags="faststart")[: len(film) // 2],
+        "mute.mp4": clips.mp4(16),
+        "nan.wav": clips.wav(noise),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def test_films_and_sounds_are_ready_or_named(tmp_path: Path) -> None:
+    write_media(tmp_path)
+    typed = [
+        {"type": "video", "video": "film.mp4"},
+        {"type": "audio", "audio": "film.mp4"},
+        {"type": "text", "text": "?"},
+    ]
+    good = [
+        row(problem="<video>Which colour?", images=[], videos=["film.mp4"]),
+        row(problem="<audio>Which note?", images=[], audios=["wave.wav"]),
+        row(problem="<video><audio>Which?", images=[], videos=["film.mp4"], audios=["film.mp4"]),
+        row(messages=[{"role": "user", "content": typed}], images=[]),
+    ]
+    assert check(tmp_path, good, model=HEARS) == []
+    bad = [
+        row(problem="<video>Which colour?", images=[], videos=["torn.mp4"]),
+        row(problem="<video><audio>Which?", images=[], videos=["mute.mp4"], audios=["mute.mp4"]),
+        row(problem="<audio>Which note?", images=[], audios=["nan.wav"]),
+        row(problem="<video>Which colour?", images=[], videos=["good.png.mp4"]),
+        row(problem="<video>Which colour?", images=[], videos=["film.mp4", "film.mp4"]),
+        row(problem="<audio><audio>Which?", images=[], audios=["wave.wav"]),
+    ]
+    problems = check(tmp_path, [*good, *bad], model=HEARS)
+    for said in (
+        "row mine:5: torn.mp4: the video is torn",
+        "row mine:6: mute.mp4: got no sound track, only video",
+        "row mine:7: nan.wav: got 1 samples that are NaN",
+        "row mine:8: good.png.mp4: no such file",
+        "row 9: 1 <video> markers for 2 videos",
+        "row 10: messages.0.content.0: a <audio> marker without its medium",
+    ):
+        assert any(said in p for p in problems), (said, problems)
+    assert len(problems) == len(bad)
+
+
+def test_a_sound_longer_than_the_encoders_window_is_named(tmp_path: Path) -> None:
+    (tmp_path / "long.wav").write_bytes(clips.wav(clips.tone(5.0)))
+    (problem, *_) = check(tmp_path, [row(problem="<audio>?", images=[], audios=["long.wav"])], model=HEARS)
+    assert "row mine:1: long.wav" in problem and "5.00 s; allowed is mono [S] of at most 4.00 s" in problem
+
+
 def test_a_torn_picture_is_named_also_beside_wrong_rows(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "whole.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])  # its header is whole
@@ -133,6 +195,50 @@ def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
     gate = "stages.grpo.gate={name: balanced, low: 0.4, high: 0.45}"
     assert any("stages.grpo.gate" in p for p in check(tmp_path, [row()], gate))
     assert any("none.jinja" in p for p in check(tmp_path, [row()], "model.chat_template=none.jinja"))
+
+
+def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
+    """Keys of the recipe, a group that does not divide, rows, a medium, and a prompt over the limit."""
+    rows = [row(), row(solution=""), row(images=["absent.png"]), row(problem="<image>" + 80 * "colour? ")]
+    whole = recipe(tmp_path, rows) | {"sed": 1}
+    stages = [SFT | {"learning_rat": 1}, GRPO | {"num_generations": 3, "max_prompt_length": 60, "beta": "x"}]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(whole | {"stages": stages}))
+    problems = validate_file(path).problems
+    for said in (
+        "sed: unknown key; did you mean 'seed'?",
+        "stages.sft.learning_rat: unknown key; did you mean 'learning_rate'?",
+        "num_generations=3 does not divide",
+        "stages.grpo.beta: ",
+        "data.mine, row 2: solution",
+        "row mine:3: absent.png",
+        "stages.grpo: row mine:4 has a prompt of",
+    ):
+        assert sum(said in p for p in problems) == 1, (said, problems)
+    assert len(problems) == 7
+
+
+def test_a_stage_that_the_model_cannot_take_is_named(tmp_path: Path) -> None:
+    everything = ["vision", "audio", "projector", "llm"]
+    pretask = {"type": "pretask", "name": "see", "data": ["mine"], "freeze": everything}
+    problems = check(tmp_path, [row()], stages=[pretask, SFT | {"questions_per_row": 2}])
+    assert any("stages.see: every part of the model is frozen" in p for p in problems)
+    assert any("stages.see: the sources ['mine'] hold no row with `targets`" in p for p in problems)
+    assert check(tmp_path, [row()], stages=[SFT | {"questions_per_row": 2}]) == []
+    native = {"model_name_or_path": str(tiny_native("qwen2_vl", tmp_path / "native"))}
+    problems = check(tmp_path, [row()], model=native, stages=[pretask, SFT | {"questions_per_row": 2}])
+    assert any("stages.sft: questions_per_row above 1 needs an assembled model" in p for p in problems)
+    stage = pretask | {"freeze": []}
+    problems = check(tmp_path, [row()], model=native, stages=[stage])
+    assert any("stage see: pretask reads the features of an assembled model" in p for p in problems)
+
+
+def test_a_model_without_a_chat_template_is_named(tmp_path: Path) -> None:
+    folder = tiny_native("qwen2_vl", tmp_path / "native")
+    (folder / "chat_template.jinja").unlink()
+    problems = check(tmp_path, [row(), row(solution="")], model={"model_name_or_path": str(folder)})
+    assert any("has no chat template" in p and "model.chat_template" in p for p in problems)
+    assert any("row 2: solution" in p for p in problems)
 
 
 def test_training_refuses_what_would_fail_when_its_stage_begins(tmp_path: Path) -> None:
