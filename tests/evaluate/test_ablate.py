@@ -19,9 +19,12 @@ from mmreason.evaluate import ablated_media, ablated_prompt, ablation_block, jud
 from mmreason.model import Loaded, load_model, save_model
 from mmreason.render import Renderer
 from mmreason.train import evaluation
+from mmreason.train.run import train
 from mmreason.types import DecodedMedium, MediumRef, Message, Part, Rendered, Sample
+from mmreason.validate import settings_problems
 from tests.data.clips import mp4, tone, wav
 from tests.tiny import AST, TEXTS, WHISPER, tiny_model_config
+from tests.train import small
 
 RATE = 16_000
 HEARING = [
@@ -219,3 +222,23 @@ def test_the_command_asks_the_model_again_without_a_sense(
     assert all(p.media["pixel_values"].unique().numel() == 1 for p in blank.values())
     for words in ("Without a sense", "taken away", "sound_shift=1.0", "95% interval"):
         assert words in done.stdout
+
+
+def test_a_run_asks_again_without_a_sense_for_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.without_probe(monkeypatch)
+    held_out = {"data": ["held_out"], "max_completion_length": 4, "before": False, "ablate": ["image"]}
+    stage = {**small.SFT, "max_steps": 1}
+    recipe = small.recipe(tmp_path / "run", stages=[stage], eval=held_out)
+    assert settings_problems(recipe) == []
+    train(recipe)
+    stored = json.loads((tmp_path / "run" / "ablations.json").read_text())
+    block = stored["ablations"]["image"]
+    plain = json.loads((tmp_path / "run" / "eval.json").read_text())["sft"]
+    assert stored["stage"] == "sft" and block["plain"]["overall"] == plain["overall"]
+    assert block["overall"]["n"] == 6 and set(block["delta"]["overall"]) == {"mean", "low", "high", "n"}
+    wrong = small.recipe(tmp_path / "other", stages=[stage], eval={**held_out, "ablate": ["smell"]})
+    assert [p for p in settings_problems(wrong) if "eval.ablate: got 'smell'; allowed are image" in p]
+    apart = small.recipe(tmp_path / "other", stages=[{**stage, "evaluate": False}], eval=held_out)
+    assert settings_problems(apart) == ["eval.ablate: needs eval.data, and stages.sft with evaluate: true"]
