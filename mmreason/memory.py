@@ -52,9 +52,7 @@ class Memory:
         return dict(zip(self.PARTS, self.parts(), strict=True)) | {"total": self.total}
 
 
-def estimate(
-    loaded: Loaded, recipe: Recipe, stage: StageConfig, prompt: int, written: int
-) -> Memory:
+def estimate(loaded: Loaded, recipe: Recipe, stage: StageConfig, prompt: int, written: int) -> Memory:
     """The estimate for one stage of the recipe on the loaded model, whose frozen parts are frozen already.
 
     `prompt` and `written` are the tokens of the longest prompt and of the longest target or completion.

@@ -18,6 +18,11 @@ from yaml.nodes import MappingNode
 
 from mmreason.schema import GROUP_KEYS, STAGES, Recipe, SourceConfig, undivided, unresolved_names
 
+NOT_YET = {  # keys of other trainers' recipes that stand for what is not there
+    "deepspeed": "this version has no DeepSpeed; remove the key: `mmreason launch` trains with several processes (DDP)",
+    "tools": "this version has no tools for a model to call; remove the key",
+    "use_vllm": "this version has no vLLM rollouts; remove the key: `mmreason train` generates in its own process",
+}
 MOST_MENDED = 50  # wrong keys that are left out at most
 KINDS: dict[type, str] = {
     str: "text", bool: "true/false", int: "an integer", float: "a number", list: "a list", dict: "a mapping",
@@ -252,6 +257,8 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> list[str]:
 
 def _message(e: Any, path: str, model: type[BaseModel] | None) -> str:
     kind, got = e["type"], e["input"]
+    if kind == "extra_forbidden" and path.rsplit(".", 1)[-1] in NOT_YET:
+        return NOT_YET[path.rsplit(".", 1)[-1]]
     if kind == "extra_forbidden" and model is not None:
         fields = list(model.model_fields)
         return f"unknown key{nearest(path.rsplit('.', 1)[-1], fields)} (allowed: {', '.join(fields)})"

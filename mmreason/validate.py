@@ -218,9 +218,10 @@ def _read(name: str, cfg: SourceConfig, folder: Path, limits: MediaLimits, repor
     samples, problems = check_rows(name, cfg, folder / name)
     if problems:
         report.add(problems)
-        report.notes.append(
-            f"data.{name}: of its rows those that are right by themselves are checked further"
-        )
+        if samples:
+            report.notes.append(
+                f"data.{name}: only the rows that are right by themselves are checked further"
+            )
     media = sum(len(sample.media) for sample in samples)
     report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
     return samples

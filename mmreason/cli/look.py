@@ -92,7 +92,7 @@ def chat(
     system_prompt: Annotated[str | None, typer.Option(help="the system turn")] = None,
     json: JsonFile = None,
 ) -> None:
-    """Ask a model one question about pictures."""
+    """Ask a model one question about media; a video is heard too when --audio names the same file."""
     given: dict[MediaKind, list[Path]] = {"image": image or [], "video": video or [], "audio": audio or []}
     with json_only(json):
         from mmreason.cli.chat import answer

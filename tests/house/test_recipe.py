@@ -94,6 +94,9 @@ def test_later_overrides_win(good: Path) -> None:
     "override, said",
     [
         ("sed=1", ["sed: unknown key; did you mean 'seed'?", "allowed: output_dir, seed, model"]),
+        ("deepspeed=zero2.json", ["deepspeed: this version has no DeepSpeed", "mmreason launch"]),
+        ("stages.rl.use_vllm=true", ["stages.rl.use_vllm: this version has no vLLM rollouts"]),
+        ("stages.rl.tools=[zoom]", ["stages.rl.tools: this version has no tools for a model to call"]),
         ("stages.rl.num_generation=4", ["stages.rl.num_generation: unknown key", "'num_generations'"]),
         ("model.assemble.image_sise=3", ["model.assemble.image_sise: unknown key", "'image_size'"]),
         ("stages.rl.gate.lo=0.1", ["stages.rl.gate.lo: unknown key", "'low'", "allowed: name, low, high"]),
