@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 import mmreason
+from mmreason.data.rows import parse_row
 from mmreason.validate import validate_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,12 @@ def test_the_readmes_recipe_is_ten_lines_and_the_file_in_recipes() -> None:
     text = (ROOT / "recipes" / "own_data.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(readme_recipe()) == yaml.safe_load(text)
     assert len(readme_recipe().strip().splitlines()) == 10
+
+
+def test_the_readmes_rows_are_rows() -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    samples = [parse_row(line, source="mine", line=1, root=".") for line in block.splitlines()]
+    assert [sample.modality for sample in samples] == ["image", "image", "av", "audio"]
 
 
 @pytest.mark.parametrize("shape", [typed_parts, markers], ids=lambda f: f.__name__)
