@@ -16,43 +16,30 @@ from mmreason.model.family import Family, bare, media_inputs
 from mmreason.render import Renderer
 from mmreason.rollout.forked_cache import NAME, ForkedCache, ForkedLayer
 from mmreason.rollout.generate import concat_media, left_pad, trajectory
-from mmreason.rollout.sampling import SamplingParams, as_ids, draw, row_seeds, scores
+from mmreason.rollout.sampling import SamplingParams, as_ids, draw, row_seeds
 from mmreason.types import Rendered, Trajectory
 
-PREFILL_TOKENS = 8192  # columns x prompts that are prefilled at once
+PREFILL_TOKENS = 4096  # columns x prompts that are prefilled at once
 LOOK_EVERY = 8  # steps between two looks at what has ended, on a device that would have to be waited for
 
 
 def unsupported(model: Any) -> str | None:
     """Why this model's prompts cannot be forked; None when they can."""
-    model = bare(model)
-    decoder = model.get_decoder()
-    config = decoder.config
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    strange = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
-    strange += sorted(
-        set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    )
+    decoder = bare(model).get_decoder()
+    name, config = type(decoder).__name__, decoder.config
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if not strange:
+        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+        strange = {kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer}}
     if strange:
-        return (
-            f"{type(decoder).__name__} has layers of another kind than full and sliding attention: {strange}"
-        )
+        return f"{name} has layers of another kind than full and sliding attention: {sorted(strange)}"
     if not getattr(decoder, "_supports_attention_backend", False):
-        return f"{type(decoder).__name__} takes no attention function from outside"
+        return f"{name} takes no attention function from outside"
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        return f"{type(decoder).__name__} caps its attention's logits"
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    strange = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
-    strange += sorted(
-        set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    )
-    if strange:
-        return (
-            f"{type(decoder).__name__} has layers of another kind than full and sliding attention: {strange}"
-        )
+        return f"{name} caps its attention's logits"
     attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
     if {id(m.config) for m in attentions} != {id(config)} or any(hasattr(m, "sinks") for m in attentions):
-        return f"{type(decoder).__name__} has attention modules that do not follow the decoder's own config"
+        return f"{name} has attention modules that do not follow the decoder's own config"
     return None
 
 
@@ -115,13 +102,15 @@ def _decode(
     alive = torch.arange(count, device=device)  # the rows still in decoding, where the cache holds them
     open_ = torch.ones(count, dtype=torch.bool, device=device)
     embed = model.get_input_embeddings()
+    seen = torch.ones(
+        1, 1, 1, 1, dtype=torch.bool, device=device
+    )  # 4-D, taken as it is: the cache knows better
     every = 1 if device.type == "cpu" else LOOK_EVERY
     with _attention(model):
         for step in range(params.max_new_tokens):
-            known = scores(logits, banned, params)
-            tokens = draw(known, seeds, step, params)
+            tokens, known = draw(logits, banned, seeds, step, params)
             ids[alive, step] = tokens
-            logprobs[alive, step] = known.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            logprobs[alive, step] = known
             open_ &= ~ends[tokens]
             if step + 1 == params.max_new_tokens:
                 break
@@ -133,17 +122,13 @@ def _decode(
                 open_ = torch.ones_like(stay, dtype=torch.bool)
             logits = model(
                 inputs_embeds=embed(tokens.unsqueeze(-1)),
-                attention_mask=_SEEN.to(device),
+                attention_mask=seen,
                 position_ids=(positions + step).unsqueeze(-1),
                 past_key_values=cache,
                 use_cache=True,
                 forked=cache,
             ).logits[:, -1]
     return [trajectory(row, renderer, line) for row, line in zip(ids.cpu(), logprobs.cpu(), strict=True)]
-
-
-# A 4-D mask is taken as it is; what each row sees is the cache's affair.
-_SEEN = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 def _prefill(

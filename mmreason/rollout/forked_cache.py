@@ -120,57 +120,76 @@ class ForkedCache(Cache):
 
     def _arrange(self) -> None:
         """Give each row a slot beside its prompt: prompts x the largest group, holes where a group is smaller."""
-        rows, prompts, device = len(self.owner), len(self.mask), self.mask.device
+        rows, prompts = len(self.owner), len(self.mask)
         sizes = torch.bincount(self.owner, minlength=prompts)
         self.group = int(sizes.max())
         order = self.owner.argsort(stable=True)
         mine = self.owner[order]
-        slot = torch.empty(rows, dtype=torch.long)
-        slot[order] = mine * self.group + torch.arange(rows) - (sizes.cumsum(0) - sizes)[mine]
-        in_order = rows == prompts * self.group and bool((slot == torch.arange(rows)).all())
-        holder = torch.zeros(prompts * self.group, dtype=torch.long)  # a hole repeats row 0; nobody reads it
-        holder[slot] = torch.arange(rows)
-        self._slot = None if in_order else slot.to(device)
-        self._holder = None if in_order else holder.to(device)
-        self._bias = torch.zeros(self.mask.shape, device=device).masked_fill(~self.mask, -torch.inf)
+        self._slot = torch.empty(rows, dtype=torch.long)
+        self._slot[order] = mine * self.group + torch.arange(rows) - (sizes.cumsum(0) - sizes)[mine]
+        self._alone = rows == prompts and bool((self.owner == torch.arange(rows)).all())
+        self._ways: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        padded = not bool(self.mask.all())
+        self._bias = (~self.mask).float().mul(torch.finfo(torch.float32).min) if padded else None
 
-    def beside(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, K, n, X] of the rows -> [P, K, group x n, X], each beside its prompt."""
-        _, heads, repeats, width = rows.shape
-        slots = rows if self._holder is None else rows.index_select(0, self._holder)
-        if self.group == 1:
-            return slots
-        parted = slots.view(-1, self.group, heads, repeats, width).transpose(1, 2)
-        return parted.reshape(-1, heads, self.group * repeats, width)
+    def _way(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a layer of so many key/value heads: (row, head) to stand at each (prompt, head, slot), and the way back.
 
-    def back(self, beside: torch.Tensor) -> torch.Tensor:
-        """The inverse of `beside`: [P, K, group x n, X] -> [R, K, n, X]."""
-        prompts, heads, repeats, width = beside.shape
-        rows = beside
-        if self.group > 1:
-            parted = beside.view(prompts, heads, self.group, repeats // self.group, width).transpose(1, 2)
-            rows = parted.reshape(prompts * self.group, heads, repeats // self.group, width)
-        return rows if self._slot is None else rows.index_select(0, self._slot)
+        A slot without a row repeats row 0; nobody reads it.
+        """
+        if heads not in self._ways:
+            prompts, head = len(self.mask), torch.arange(heads)
+            holder = torch.zeros(prompts * self.group, dtype=torch.long)
+            holder[self._slot] = torch.arange(len(self._slot))
+            there = holder.view(prompts, 1, self.group) * heads + head.view(1, -1, 1)
+            prompt, place = self._slot // self.group, self._slot % self.group
+            back = (prompt.view(-1, 1) * heads + head) * self.group + place.view(-1, 1)
+            device = self.mask.device
+            self._ways[heads] = there.flatten().to(device), back.flatten().to(device)
+        return self._ways[heads]
+
+    def beside(self, rows: torch.Tensor, heads: int) -> torch.Tensor:
+        """[R x K, n, X] of the rows -> [P x K, group x n, X], each beside its prompt."""
+        if self._alone:
+            return rows
+        there = rows.index_select(0, self._way(heads)[0])
+        return there.view(len(self.mask) * heads, -1, rows.shape[-1])
+
+    def back(self, beside: torch.Tensor, heads: int) -> torch.Tensor:
+        """The inverse of `beside`: [P x K, group x n, X] -> [R x K, n, X]."""
+        if self._alone:
+            return beside
+        slots = beside.view(len(self.mask) * heads * self.group, -1, beside.shape[-1])
+        return slots.index_select(0, self._way(heads)[1])
 
     def attend(
-        self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
-        """Scaled queries [R, H, 1, D] over the prompt's columns and the rows' own [R, K, t, D] -> [R, H, 1, D].
+        """Queries [R, H, 1, D] over the prompt's columns and the rows' own [R, K, t, D] -> [R, H, 1, D].
 
         `window`: a column this far back or farther is out of sight (sliding attention).
         """
         prompt = self.layers[layer]
         rows, heads, _, width = query.shape
-        grouped = query.view(rows, keys.shape[1], heads // keys.shape[1], width)
-        first = self.beside(grouped) @ prompt.prompt_keys.transpose(-1, -2)
-        first += self._bias.to(first.dtype)[:, None, None]
+        shared = keys.shape[1]
+        grouped = (query * scaling).view(rows * shared, heads // shared, width)
+        first = torch.bmm(self.beside(grouped, shared), prompt.prompt_keys.flatten(0, 1).transpose(1, 2))
+        if self._bias is not None:
+            first.view(len(self.mask), -1, first.shape[-1]).add_(self._bias.to(first.dtype).unsqueeze(1))
         before = first.shape[-1]
-        weights = torch.cat([self.back(first), grouped @ keys.transpose(-1, -2)], dim=-1)
+        own = torch.bmm(grouped, keys.flatten(0, 1).transpose(1, 2))
+        weights = torch.cat([self.back(first, shared), own], dim=-1)
         if window is not None and weights.shape[-1] > window:
             weights[..., :-window] = -torch.inf
         weights = weights.softmax(-1, dtype=torch.float32).to(values.dtype)
-        out = self.back(self.beside(weights[..., :before]) @ prompt.prompt_values)
-        out += weights[..., before:] @ values
+        seen = torch.bmm(self.beside(weights[..., :before], shared), prompt.prompt_values.flatten(0, 1))
+        out = torch.baddbmm(self.back(seen, shared), weights[..., before:], values.flatten(0, 1))
         return out.view(rows, heads, 1, -1)
 
 
@@ -197,8 +216,8 @@ def forked_attention(
 
     `attention_mask` is not looked at: the cache knows what each row sees.
     """
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    out = forked.attend(module.layer_idx, query, key, value, sliding_window)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = forked.attend(module.layer_idx, query, key, value, scaling, sliding_window)
     return out.transpose(1, 2), None
 
 

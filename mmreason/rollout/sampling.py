@@ -55,44 +55,58 @@ def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
-def scores(logits: torch.Tensor, banned: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Logits [R, V] -> float32 log-probabilities [R, V] of the policy: banned ids (int64 [N]) out, then temperature.
+def draw(
+    logits: torch.Tensor, banned: torch.Tensor, seeds: torch.Tensor, step: int, params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next token of each row and its log-probability, int64 [R] and float32 [R], of a step's logits [R, V].
 
-    They are what training scores; top-k, top-p and min-p narrow the draw only.
+    The policy is the logits without the `banned` ids (int64 [N]), over the temperature; that is what training scores.
+    top-k, top-p and min-p narrow the draw only.
     """
     logits = logits.float().index_fill(-1, banned, -torch.inf)
     if not params.greedy and params.temperature != 1.0:
-        logits = logits / params.temperature
-    return logits.log_softmax(-1)
-
-
-def draw(logprobs: torch.Tensor, seeds: torch.Tensor, step: int, params: SamplingParams) -> torch.Tensor:
-    """The next token of each row, int64 [R], of the policy's log-probabilities [R, V] and the rows' seeds."""
+        logits /= params.temperature
     if params.greedy:
-        return logprobs.argmax(-1)
-    weights = narrowed(logprobs, params).exp()
+        tokens = logits.argmax(-1, keepdim=True)
+        return tokens.squeeze(-1), (logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)).squeeze(
+            -1
+        )
+    best = logits.amax(-1, keepdim=True)
+    weights = (logits - best).exp_()
+    total = weights.sum(-1, keepdim=True)
+    tokens = _pick(weights if _free(params) else narrowed(weights / total, params), seeds, step)
+    return tokens.squeeze(-1), (logits.gather(-1, tokens) - best - total.log()).squeeze(-1)
+
+
+def _free(params: SamplingParams) -> bool:
+    return params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
+
+
+def _pick(weights: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+    """One column of each row, int64 [R, 1], as likely as its weight."""
     ladder = weights.cumsum(-1, dtype=torch.float64)
     aim = uniforms(seeds, step).unsqueeze(-1) * ladder[:, -1:]
     picked = torch.searchsorted(ladder, aim, right=True).clamp_(max=weights.shape[-1] - 1)
-    # a sum that is added up in parallel may rise by its rounding over a token of weight 0, which is never meant
+    # A sum that is added up in parallel may rise by its rounding over a column of weight 0, which is never meant.
     possible = weights.gather(-1, picked) > 0
-    return torch.where(possible, picked, weights.argmax(-1, keepdim=True)).squeeze(-1)
+    if picked.device.type == "cpu" and possible.all():
+        return picked
+    return torch.where(possible, picked, weights.argmax(-1, keepdim=True))
 
 
-def narrowed(logprobs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Log-probabilities [R, V] with -inf where top-k, then top-p, then min-p cut off, as transformers' warpers do."""
-    if 0 < params.top_k < logprobs.shape[-1]:
-        least = logprobs.topk(params.top_k, dim=-1).values[:, -1:]
-        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf)
+def narrowed(weights: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Probabilities [R, V] with 0 where top-k, then top-p, then min-p cut off, as transformers' warpers do."""
+    if 0 < params.top_k < weights.shape[-1]:
+        least = weights.topk(params.top_k, dim=-1).values[:, -1:]
+        weights = weights.masked_fill(weights < least, 0.0)
     if params.top_p < 1.0:
-        ordered, places = logprobs.sort(dim=-1)
-        out = ordered.softmax(-1).cumsum(-1) <= 1.0 - params.top_p
+        ordered, places = weights.sort(dim=-1)
+        out = ordered.cumsum(-1) <= (1.0 - params.top_p) * ordered.sum(-1, keepdim=True)
         out[:, -1] = False
-        logprobs = logprobs.masked_fill(out.scatter(-1, places, out), -torch.inf)
+        weights = weights.masked_fill(out.scatter(-1, places, out), 0.0)
     if params.min_p > 0.0:
-        out = logprobs < logprobs.amax(-1, keepdim=True) + torch.tensor(params.min_p).log()
-        logprobs = logprobs.masked_fill(out, -torch.inf)
-    return logprobs
+        weights = weights.masked_fill(weights < params.min_p * weights.amax(-1, keepdim=True), 0.0)
+    return weights
 
 
 def as_ids(ids: Sequence[int], device: torch.device) -> torch.Tensor:

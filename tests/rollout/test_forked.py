@@ -201,7 +201,9 @@ def test_a_window_that_is_forgotten_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     right = fork(loaded, prompts, 2, SAMPLED, seeds=seeds_of(6))
     attend = ForkedCache.attend
     monkeypatch.setattr(
-        ForkedCache, "attend", lambda self, layer, q, k, v, window: attend(self, layer, q, k, v, None)
+        ForkedCache,
+        "attend",
+        lambda self, layer, q, k, v, scale, window: attend(self, layer, q, k, v, scale, None),
     )
     wrong = fork(loaded, prompts, 2, SAMPLED, seeds=seeds_of(6))
     assert not (written(right) == written(wrong) and same_logprobs(right, wrong))
@@ -305,7 +307,7 @@ def padding_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def siblings_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries come back from their prompt in another order than they went."""
     back = ForkedCache.back
-    monkeypatch.setattr(ForkedCache, "back", lambda self, beside: back(self, beside).roll(1, 0))
+    monkeypatch.setattr(ForkedCache, "back", lambda self, beside, heads: back(self, beside, heads).roll(1, 0))
 
 
 MUTANTS = (

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from mmreason.rollout.sampling import SamplingParams, draw, narrowed, row_seeds, scores, uniforms
+from mmreason.rollout import sampling
+from mmreason.rollout.sampling import SamplingParams, draw, narrowed, row_seeds, uniforms
 
 NONE = torch.tensor([], dtype=torch.long)
 
@@ -34,26 +35,38 @@ def test_uniforms_fill_the_unit_interval() -> None:
 def test_tokens_are_drawn_as_often_as_the_policy_says() -> None:
     weights = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
     rows = weights.log().expand(40_000, -1)
-    tokens = draw(rows, torch.arange(40_000), 0, SamplingParams(1))
+    tokens, logprobs = draw(rows, NONE, torch.arange(40_000), 0, SamplingParams(1))
     shares = torch.bincount(tokens, minlength=6) / 40_000
     assert shares[1] == shares[5] == 0
     assert (shares - weights).abs().max() < 0.01  # four standard deviations of the first
+    torch.testing.assert_close(logprobs, weights.log()[tokens])
 
 
-def test_greedy_takes_the_best_and_no_seed() -> None:
-    rows = torch.randn(6, 9).log_softmax(-1)
-    assert torch.equal(draw(rows, torch.zeros(6).long(), 0, SamplingParams(1, greedy=True)), rows.argmax(-1))
-
-
-def test_scores_ban_first_and_divide_then() -> None:
-    logits = torch.tensor([[1.0, 2.0, 5.0]])
-    known = scores(logits, torch.tensor([2]), SamplingParams(1, temperature=0.5))
-    odds = float(known[0, 1] - known[0, 0])
-    assert odds == pytest.approx(2.0) and known[0, 2] == -torch.inf
-    assert float(known.exp().sum()) == pytest.approx(1.0)
+@pytest.mark.parametrize("greedy", [True, False])
+def test_the_ban_comes_first_and_the_temperature_then(greedy: bool) -> None:
+    logits = torch.tensor([[1.0, 2.0, 5.0]]).repeat(500, 1)
+    params = SamplingParams(1, temperature=0.5, greedy=greedy)
+    tokens, logprobs = draw(logits, torch.tensor([2]), torch.arange(500), 0, params)
+    odds = torch.tensor([1.0, 2.0] if greedy else [2.0, 4.0]).log_softmax(-1)  # greedy knows no temperature
+    assert set(tokens.tolist()) == ({1} if greedy else {0, 1})
+    torch.testing.assert_close(logprobs, odds[tokens])
     assert float(logits[0, 2]) == 5.0  # what came in stays
-    greedy = scores(logits, NONE, SamplingParams(1, temperature=0.5, greedy=True))
-    torch.testing.assert_close(greedy, logits.log_softmax(-1))
+
+
+def test_filters_narrow_the_draw_and_not_the_logprobs() -> None:
+    rows = torch.randn(300, 20)
+    tokens, logprobs = draw(rows, NONE, torch.arange(300), 0, SamplingParams(1, top_k=2))
+    best = rows.topk(2).indices
+    assert (tokens[:, None] == best).any(-1).all() and (tokens != best[:, 0]).any()
+    torch.testing.assert_close(logprobs, rows.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
+
+
+def test_a_weight_of_nothing_is_never_picked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by a number so close to 1 that it rounds up to the sum."""
+    monkeypatch.setattr(sampling, "uniforms", lambda seeds, step: torch.ones(len(seeds)).double())
+    rows = torch.tensor([[0.0, 1.0, -torch.inf]])
+    tokens, _ = draw(rows, NONE, torch.zeros(1).long(), 0, SamplingParams(1))
+    assert tokens.tolist() == [1]
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 3, 99])
@@ -61,7 +74,7 @@ def test_scores_ban_first_and_divide_then() -> None:
 @pytest.mark.parametrize("min_p", [0.0, 0.05, 0.6])
 def test_filters_are_transformers_own(top_k: int, top_p: float, min_p: float) -> None:
     rows = (3 * torch.randn(50, 20)).log_softmax(-1)
-    ours = narrowed(rows, SamplingParams(1, top_k=top_k, top_p=top_p, min_p=min_p))
+    ours = narrowed(rows.exp(), SamplingParams(1, top_k=top_k, top_p=top_p, min_p=min_p))
     theirs = rows
     for warper in (
         TopKLogitsWarper(top_k) if top_k else None,
@@ -69,8 +82,8 @@ def test_filters_are_transformers_own(top_k: int, top_p: float, min_p: float) ->
         MinPLogitsWarper(min_p) if min_p else None,
     ):
         theirs = theirs if warper is None else warper(None, theirs)
-    assert torch.equal(ours.isfinite(), theirs.isfinite())
-    assert torch.equal(ours[ours.isfinite()], rows[ours.isfinite()])
+    assert torch.equal(ours > 0, theirs.isfinite())
+    assert torch.equal(ours[ours > 0], rows.exp()[ours > 0])
 
 
 def test_seeds_come_from_the_global_generator() -> None:
