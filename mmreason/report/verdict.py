@@ -341,7 +341,9 @@ def _answers(run: Run, name: str) -> list[Finding]:
     hedge = block.get("hedge_rate")
     if hedge is not None and hedge > max(0.1, (before or 0.0) + 0.02):
         was = "" if before is None else f", {percent(before)} after {parent}"
-        detail = f"questions with several right answers that got only some of them{was}; soft rewards invite it"
+        detail = (
+            f"questions with several right answers that got only some of them{was}; soft rewards invite it"
+        )
         out.append(Finding("bad", f"{name}: hedging on {percent(hedge)}", detail))
     if block.get("format") is not None and block["format"] < 0.98:
         out.append(
