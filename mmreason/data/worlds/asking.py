@@ -6,14 +6,14 @@ A world brings how to draw a scene, how large it is, and how to write the chosen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from mmreason.data.worlds.balance import Balance, Candidate, pilot_keys
-from mmreason.data.worlds.rows import SceneItem, Thought, WorldSettings, generator
+from mmreason.data.worlds.rows import Question, SceneItem, Thought, WorldSettings, generator
 
 Rng = np.random.Generator
 Scene = TypeVar("Scene")
@@ -62,6 +62,15 @@ def shuffled(items: Sequence[Item], rng: Rng) -> tuple[Item, ...]:
     return tuple(items[i] for i in rng.permutation(len(items)))
 
 
+def look_first(thought: Thought, noticed: str) -> Thought:
+    """The thought as an observer writes it: first all that is noticed, then what of it matters, then the conclusion.
+
+    What is written down once can be looked up by its words; a small model learns that far sooner than to search
+    the medium itself.
+    """
+    return replace(thought, caption=noticed, reasoning=f"{thought.caption}, {thought.reasoning}")
+
+
 @dataclass(frozen=True)
 class Asker(Generic[Scene]):
     """What the loop needs of a world.
@@ -82,6 +91,34 @@ class Asker(Generic[Scene]):
     def difficulty(self, size: int, kind: str) -> float:
         """0 easy .. 1 hard: mostly how large the scene is, partly the kind of question."""
         return SIZE_SHARE * (size - 1) / (self.most - 1) + (1 - SIZE_SHARE) * self.kinds[kind].weight
+
+    def questions(
+        self,
+        scene: Scene,
+        chosen: Sequence[Candidate],
+        noticed: str,
+        evidence: Callable[[tuple[Any, ...]], tuple[Mapping[str, Any], ...]],
+        rng: Rng,
+    ) -> tuple[Question, ...]:
+        """The chosen questions in words; every thought begins with all that is `noticed`, `evidence` reads marks."""
+        out = []
+        for candidate in chosen:
+            d = self.kinds[candidate.kind].ask(scene, candidate, rng)
+            thought = look_first(d.thought, noticed)
+            difficulty = self.difficulty(self.size(scene), candidate.kind)
+            out.append(
+                Question(
+                    candidate.kind,
+                    d.text,
+                    d.problem_type,
+                    d.answers,
+                    thought,
+                    difficulty,
+                    d.options,
+                    evidence(d.marks),
+                )
+            )
+        return tuple(out)
 
     def open_kinds(self, settings: WorldSettings) -> dict[int, tuple[str, ...]]:
         """Size -> kinds whose difficulty is in the range; sizes without a kind are left out."""

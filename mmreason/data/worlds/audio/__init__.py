@@ -21,7 +21,7 @@ from mmreason.data.worlds.audio.scenes import (
 from mmreason.data.worlds.audio.synth import RATE, sound, wav_bytes
 from mmreason.data.worlds.audio.words import listed
 from mmreason.data.worlds.balance import Candidate
-from mmreason.data.worlds.rows import Question, SceneItem, Thought, World, WorldSettings
+from mmreason.data.worlds.rows import SceneItem, World, WorldSettings
 from mmreason.types import MediaKind
 
 ALONE: dict[str, Kind[Scene]] = {k.name: k for k in (*primitives.KINDS, *compositional.KINDS)}
@@ -50,32 +50,13 @@ def size_of(scene: Scene) -> int:
     return len(scene.sounds) - len(scene.clips) + 1
 
 
-def look_first(thought: Thought, scene: Scene) -> Thought:
-    """The thought as a listener writes it: first all that is heard, then what of it matters, then the conclusion."""
-    return replace(thought, caption=listed(scene), reasoning=f"{thought.caption}, {thought.reasoning}")
-
-
 def _write(scene: Scene, chosen: list[Candidate], name: str, rng: np.random.Generator) -> SceneItem:
     """Write the chosen questions and play the clips."""
     layout = tuple(lay_out(clip, rng) for clip in scene.clips)
     asker = ASKERS[len(scene.clips) - 1]
-    questions = []
-    for candidate in chosen:
-        d = KINDS[candidate.kind].ask(scene, candidate, rng)
-        questions.append(
-            Question(
-                candidate.kind,
-                d.text,
-                d.problem_type,
-                d.answers,
-                look_first(d.thought, scene),
-                asker.difficulty(size_of(scene), candidate.kind),
-                d.options,
-                evidence_of(d.marks, layout),
-            )
-        )
+    questions = asker.questions(scene, chosen, listed(scene), lambda marks: evidence_of(marks, layout), rng)
     media = tuple((AUDIO, "wav", wav_bytes(sound(notes, SECONDS, RATE, rng), RATE)) for notes in layout)
-    return SceneItem(f"{name}-{len(media)}", media, tuple(questions), targets_of(layout))
+    return SceneItem(f"{name}-{len(media)}", media, questions, targets_of(layout))
 
 
 ASKERS = (

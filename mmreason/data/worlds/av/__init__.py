@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mmreason.data.worlds.av.scenes import (
 )
 from mmreason.data.worlds.av.words import listed
 from mmreason.data.worlds.balance import Candidate
-from mmreason.data.worlds.rows import Question, SceneItem, Thought, World
+from mmreason.data.worlds.rows import SceneItem, World
 from mmreason.data.worlds.video.draw import FPS, draw_frames, evidence_of, lay_out, targets_of
 from mmreason.data.worlds.video.film import mp4_bytes
 from mmreason.data.worlds.video.physics import SECONDS
@@ -32,34 +33,19 @@ GROUPS = {
 }
 
 
-def look_first(thought: Thought, scene: Scene) -> Thought:
-    """First all that is seen and heard, each with its moment, then what of it matters, then the conclusion."""
-    return replace(thought, caption=listed(scene), reasoning=f"{thought.caption}, {thought.reasoning}")
-
-
 def _write(scene: Scene, chosen: list[Candidate], name: str, rng: np.random.Generator) -> SceneItem:
     """Write the chosen questions, draw the frames, play the sounds."""
     layout, notes = lay_out(scene.clip, rng), lay_out_sounds(scene, rng)
-    questions = []
-    for candidate in chosen:
-        d = KINDS[candidate.kind].ask(scene, candidate, rng)
-        events = [mark for mark in d.marks if not isinstance(mark, Heard)]
-        sounds = [mark for mark in d.marks if isinstance(mark, Heard)]
-        questions.append(
-            Question(
-                candidate.kind,
-                d.text,
-                d.problem_type,
-                d.answers,
-                look_first(d.thought, scene),
-                ASKER.difficulty(scene.size, candidate.kind),
-                d.options,
-                (*evidence_of(events, scene.clip, layout), *sound_evidence(sounds, scene, notes)),
-            )
-        )
+
+    def evidence(marks: tuple[Any, ...]) -> tuple[Mapping[str, Any], ...]:
+        events = [mark for mark in marks if not isinstance(mark, Heard)]
+        sounds = [mark for mark in marks if isinstance(mark, Heard)]
+        return (*evidence_of(events, scene.clip, layout), *sound_evidence(sounds, scene, notes))
+
+    questions = ASKER.questions(scene, chosen, listed(scene), evidence, rng)
     film = mp4_bytes(draw_frames(scene.clip, layout, rng), FPS, sound(notes, SECONDS, RATE, rng), RATE)
     targets = (*targets_of(scene.clip), *sound_targets(notes))
-    return SceneItem(name, (("video", "mp4", film), ("audio", "mp4", film)), tuple(questions), targets)
+    return SceneItem(name, (("video", "mp4", film), ("audio", "mp4", film)), questions, targets)
 
 
 ASKER = Asker("av", KINDS, MOST_SIZE, lambda scene: scene.size, draw_scene, _write)

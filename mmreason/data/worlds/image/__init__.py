@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from mmreason.data.worlds.image.scenes import (
     draw_split_scene,
 )
 from mmreason.data.worlds.image.words import listed
-from mmreason.data.worlds.rows import Question, SceneItem, Target, Thought, World
+from mmreason.data.worlds.rows import SceneItem, Target, World
 
 EMPTY = primitives.EMPTY
 KINDS: dict[str, Kind[Scene]] = {kind.name: kind for kind in (*primitives.KINDS, *compositional.KINDS)}
@@ -36,35 +35,12 @@ def _scene(sizes: Sequence[int], split: str, rng: np.random.Generator) -> Scene:
     return draw_split_scene(sizes[int(rng.integers(len(sizes)))], split, rng)
 
 
-def look_first(thought: Thought, scene: Scene) -> Thought:
-    """The thought as a reader writes it: first all that is seen, then what of it matters, then the conclusion.
-
-    What is written down once can be looked up by its words; a small model learns that far sooner than to search
-    the picture itself.
-    """
-    return replace(thought, caption=listed(scene), reasoning=f"{thought.caption}, {thought.reasoning}")
-
-
 def _write(scene: Scene, chosen: list[Candidate], name: str, rng: np.random.Generator) -> SceneItem:
     """Write the chosen questions and draw the picture."""
     layout = lay_out(scene, rng)
-    questions = []
-    for candidate in chosen:
-        d = KINDS[candidate.kind].ask(scene, candidate, rng)
-        questions.append(
-            Question(
-                candidate.kind,
-                d.text,
-                d.problem_type,
-                d.answers,
-                look_first(d.thought, scene),
-                ASKER.difficulty(len(scene.things), candidate.kind),
-                d.options,
-                evidence_of(d.marks, layout),
-            )
-        )
+    questions = ASKER.questions(scene, chosen, listed(scene), lambda marks: evidence_of(marks, layout), rng)
     png = draw_png(scene, layout, rng)
-    return SceneItem(name, (("image", "png", png),), tuple(questions), targets_of(scene))
+    return SceneItem(name, (("image", "png", png),), questions, targets_of(scene))
 
 
 def targets_of(scene: Scene) -> tuple[Target, ...]:

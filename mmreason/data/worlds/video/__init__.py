@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from mmreason.data.worlds.asking import Asker, Kind
 from mmreason.data.worlds.balance import Candidate
-from mmreason.data.worlds.rows import Question, SceneItem, Thought, World
+from mmreason.data.worlds.rows import SceneItem, World
 from mmreason.data.worlds.video import compositional, primitives
 from mmreason.data.worlds.video.draw import FPS, draw_frames, evidence_of, lay_out, targets_of
 from mmreason.data.worlds.video.film import mp4_bytes
@@ -23,31 +21,14 @@ GROUPS = {
 }
 
 
-def look_first(thought: Thought, clip: Clip) -> Thought:
-    """First all that happened, then what of it matters, then the conclusion; each part copies from one before."""
-    return replace(thought, caption=listed(clip.entries), reasoning=f"{thought.caption}, {thought.reasoning}")
-
-
 def _write(clip: Clip, chosen: list[Candidate], name: str, rng: np.random.Generator) -> SceneItem:
     """Write the chosen questions and draw the frames."""
     layout = lay_out(clip, rng)
-    questions = []
-    for candidate in chosen:
-        d = KINDS[candidate.kind].ask(clip, candidate, rng)
-        questions.append(
-            Question(
-                candidate.kind,
-                d.text,
-                d.problem_type,
-                d.answers,
-                look_first(d.thought, clip),
-                ASKER.difficulty(len(clip.entries), candidate.kind),
-                d.options,
-                evidence_of(d.marks, clip, layout),
-            )
-        )
+    questions = ASKER.questions(
+        clip, chosen, listed(clip.entries), lambda marks: evidence_of(marks, clip, layout), rng
+    )
     film = mp4_bytes(draw_frames(clip, layout, rng), FPS)
-    return SceneItem(name, (("video", "mp4", film),), tuple(questions), targets_of(clip))
+    return SceneItem(name, (("video", "mp4", film),), questions, targets_of(clip))
 
 
 ASKER = Asker("video", KINDS, MOST_ENTRIES, lambda clip: len(clip.entries), draw_clip, _write)
