@@ -21,6 +21,13 @@ def test_it_holds_weights_in_safetensors_and_a_card() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 16 * 2**20
 
 
+def test_the_code_it_carries_is_the_encoders_own() -> None:
+    """`save_pretrained` copied it; a change of the architecture has to be copied again, or the folder lies."""
+    own = Path(__file__).parents[2] / "encoders" / "mmreason_encoders" / "assembled"
+    carried = {file.name: file.read_text() for file in FOLDER.glob("*.py")}
+    assert carried == {name: (own / name).read_text() for name in carried} and carried
+
+
 def test_it_has_one_to_three_million_parameters_and_every_sense() -> None:
     loaded = load_model(ModelConfig(model_name_or_path=str(FOLDER)), texts=lambda: [], seed=0)
     assert 1e6 < sum(p.numel() for p in loaded.model.parameters()) < 3e6
