@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from mmreason.data.worlds import audio, make_world
+from mmreason.data.worlds import audio
 from mmreason.data.worlds.audio import KINDS
-from tests.data.worlds.text_only import Row, accuracy_of, chance_of, stem_of, text_of
+from tests.data.worlds.text_only import Row, accuracy_of, chance_of, rows_by_kind, stem_of, text_of
 
 MARGIN = (
     0.08  # sampling noise of about 170 test rows a kind (one standard error: 0.02 to 0.04), and little more
@@ -21,17 +17,9 @@ MARGIN = (
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Row]]]:
     """split -> kind -> rows."""
-    folder: Path = tmp_path_factory.mktemp("text-only")
-    rows: dict[str, dict[str, list[Row]]] = {}
-    for split, count in (("train", 7000), ("test", 4000)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(audio, "sound", lambda *_: np.zeros(1))  # nobody listens
-            path = make_world("audio", folder / split, count=count, seed=11, split=split, rationale=False)
-        rows[split] = defaultdict(list)
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            rows[split][row["kind"]].append(row)
-    return rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "sound", lambda *_: np.zeros(1))  # nobody listens
+        return rows_by_kind("audio", tmp_path_factory.mktemp("text-only"), train=7000, test=4000)
 
 
 def test_kinds_are_asked_about_equally_often(made: dict[str, dict[str, list[Row]]]) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from pathlib import Path
-
 import pytest
 
-from mmreason.data.worlds import make_world
 from mmreason.data.worlds.image import KINDS
-from tests.data.worlds.text_only import Row, accuracy_of, chance_of, stem_of, text_of
+from tests.data.worlds.text_only import Row, accuracy_of, chance_of, rows_by_kind, stem_of, text_of
 
 MARGIN = (
     0.08  # sampling noise of about 280 test rows a kind (one standard error: 0.015 to 0.03), and little more
@@ -20,15 +15,7 @@ MARGIN = (
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Row]]]:
     """split -> kind -> rows."""
-    folder: Path = tmp_path_factory.mktemp("text-only")
-    rows: dict[str, dict[str, list[Row]]] = {}
-    for split, count in (("train", 7000), ("test", 4000)):
-        path = make_world("image", folder / split, count=count, seed=11, split=split, rationale=False)
-        rows[split] = defaultdict(list)
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            rows[split][row["kind"]].append(row)
-    return rows
+    return rows_by_kind("image", tmp_path_factory.mktemp("text-only"), train=7000, test=4000)
 
 
 def test_kinds_are_asked_equally_often(made: dict[str, dict[str, list[Row]]]) -> None:

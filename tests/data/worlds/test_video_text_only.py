@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from mmreason.data.worlds import make_world
 from mmreason.data.worlds import video as world
 from mmreason.data.worlds.video import KINDS
-from tests.data.worlds.text_only import Row, accuracy_of, chance_of, text_of
+from tests.data.worlds.text_only import Row, accuracy_of, chance_of, rows_by_kind, text_of
 
 MARGIN = (
     0.09  # sampling noise of about 200 test rows a kind (one standard error: 0.02 to 0.035), and little more
@@ -23,18 +19,10 @@ Made = dict[str, dict[str, list[Row]]]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """split -> kind -> rows; their films are left empty, since nobody looks."""
-    folder: Path = tmp_path_factory.mktemp("text-only")
-    rows: Made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world, "draw_frames", lambda *_: None)
         patch.setattr(world, "mp4_bytes", lambda *_: b"")
-        for split, count in (("train", 8000), ("test", 4500)):
-            path = make_world("video", folder / split, count=count, seed=11, split=split, rationale=False)
-            rows[split] = defaultdict(list)
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                rows[split][row["kind"]].append(row)
-    yield rows
+        yield rows_by_kind("video", tmp_path_factory.mktemp("text-only"), train=8000, test=4500)
 
 
 def test_kinds_are_asked_about_equally_often(made: Made) -> None:

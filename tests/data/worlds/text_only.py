@@ -7,13 +7,29 @@ is the larger of a uniform guess and the best constant answer, as everywhere her
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmreason.data.worlds import make_world
+
 Row = dict[str, Any]
+
+
+def rows_by_kind(world: str, folder: Path, *, train: int, test: int) -> dict[str, dict[str, list[Row]]]:
+    """split -> kind -> rows of a world made for the purpose, without rationales."""
+    rows: dict[str, dict[str, list[Row]]] = {}
+    for split, count in (("train", train), ("test", test)):
+        path = make_world(world, folder / split, count=count, seed=11, split=split, rationale=False)
+        rows[split] = defaultdict(list)
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            rows[split][row["kind"]].append(row)
+    return rows
 
 
 def text_of(row: Row) -> str:
