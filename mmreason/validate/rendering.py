@@ -1,0 +1,107 @@
+"""A bounded number of rows rendered as every stage renders them, and held against the stages' limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mmreason.data.media import MediaError, decode, limits_of
+from mmreason.data.transforms import supervised
+from mmreason.render import Renderer, RenderError
+from mmreason.schema import GRPOStage, Recipe, SFTStage, StageConfig
+from mmreason.types import DecodedMedium, Rendered, Sample
+from mmreason.validate.report import Report
+
+RENDERED_ROWS = 32  # rows of each source that are rendered: so many evenly spread, and as many of the longest
+
+
+def render_rows(
+    recipe: Recipe, renderer: Renderer, source: str, samples: Sequence[Sample], report: Report
+) -> None:
+    """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
+    limits = limits_of(recipe, renderer.processor)
+    stages = [s for s in recipe.stages if source in s.sources()]
+    prompts: list[int] = []
+    targets: list[int] = []
+    problems: list[str] = []
+
+    def rendered(row: Sample, how: Callable[[Sample, list[DecodedMedium]], Rendered]) -> Rendered | None:
+        try:
+            return how(row, [decode(ref, limits) for ref in row.media])
+        except MediaError as error:
+            problems.append(f"data.{source}, row {row.id}: {error}")
+        except RenderError as error:
+            problems.append(f"data.{source}, {error}")
+        return None
+
+    for sample in _chosen(samples):
+        prompt = rendered(sample, renderer.prompt)
+        if prompt is None:
+            continue
+        prompts.append(len(prompt))
+        problems += [
+            f"stages.{stage.name}: row {sample.id} has a prompt of {len(prompt)} tokens; allowed are "
+            f"{stage.max_prompt_length} (max_prompt_length): raise it, shorten the question or lower model.max_pixels"
+            for stage in stages
+            if len(prompt) > stage.max_prompt_length
+        ]
+    for stage in [s for s in stages if isinstance(s, SFTStage)]:
+        for row in _chosen(_targets(stage, samples, recipe.seed, report)):
+            full = rendered(row, renderer.full)
+            if full is None:
+                continue
+            targets.append(len(full) - int(full.sampled.float().argmax()))
+            if len(full) > stage.max_length:
+                problems.append(
+                    f"stages.{stage.name}: row {row.id} has {len(full)} tokens; allowed are {stage.max_length} "
+                    "(max_length): raise it, shorten the row or lower model.max_pixels"
+                )
+    report.add(list(dict.fromkeys(problems)))
+    report.sources[source] |= {"prompt": _spans(prompts), "target": _spans(targets)}
+
+
+def _targets(stage: SFTStage, samples: Sequence[Sample], seed: int, report: Report) -> list[Sample]:
+    """The rows that an SFT stage makes of a source. A row without its rationale or solution is a problem, any row."""
+    rows: list[Sample] = []
+    problems: list[str] = []
+    for sample in samples:
+        try:
+            rows.append(supervised(sample, stage.rationale, 0.0, seed))
+        except ValueError as error:
+            problems.append(f"stages.{stage.name}: {error}")
+    report.add(problems)
+    return rows
+
+
+def longest(report: Report, stage: StageConfig) -> tuple[int, int]:
+    """The longest prompt and target that were rendered for a stage; the stage's limits where nothing was."""
+    used = [report.sources[name] for name in stage.sources()]
+    prompts = [s["prompt"]["max"] for s in used if s["prompt"]]
+    targets = [s["target"]["max"] for s in used if s["target"]]
+    written = stage.max_completion_length if isinstance(stage, GRPOStage) else max(targets, default=0)
+    return max(prompts, default=stage.max_prompt_length), written
+
+
+def _chosen(samples: Sequence[Sample]) -> list[Sample]:
+    """RENDERED_ROWS rows at even distances, and as many with the most media and the longest text, in their order."""
+    count = len(samples)
+    even = (
+        {i * (count - 1) // max(RENDERED_ROWS - 1, 1) for i in range(RENDERED_ROWS)} if count else set[int]()
+    )
+    largest = sorted(range(count), key=lambda i: _extent(samples[i]), reverse=True)[:RENDERED_ROWS]
+    return [samples[i] for i in sorted({*even, *largest})]
+
+
+def _extent(sample: Sample) -> tuple[int, int]:
+    """(media, characters) of a row."""
+    return len(sample.media), sum(len(part.text) for message in sample.messages for part in message.parts)
+
+
+def _spans(lengths: Sequence[int]) -> dict[str, float] | None:
+    if not lengths:
+        return None
+    return {
+        "min": min(lengths),
+        "mean": sum(lengths) / len(lengths),
+        "max": max(lengths),
+        "rows": len(lengths),
+    }

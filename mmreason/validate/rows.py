@@ -1,0 +1,119 @@
+"""A source's rows before any model is there: each by itself, its media, its rewards, its dense truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmreason.data.media import MediaError, MediaLimits, check, decode
+from mmreason.data.sources import check_rows
+from mmreason.data.targets import dense_targets, with_targets
+from mmreason.data.transforms import target_text
+from mmreason.evaluate.rows import bare_group
+from mmreason.rewards import REWARDS, score_group, user_rewards
+from mmreason.schema import GRPOStage, PretaskStage, SourceConfig
+from mmreason.train.pretask import truth_problem, wanted_targets
+from mmreason.types import MediumRef, Sample
+from mmreason.validate.report import Report
+
+DECODED_MEDIA = 1000  # media of each source that are decoded whole
+WORLD_ROWS = 64  # rows of a world that are made; all of them come from the same code
+FULL_MARKS = ("exact", "subset", "jaccard", "f1", "blend", "numeric", "format")  # 1.0 on the gold answer
+
+
+def read_source(name: str, cfg: SourceConfig, folder: Path, report: Report) -> list[Sample]:
+    """The rows of a source that are right by themselves; the others' problems. Of a world a few rows are made."""
+    if cfg.world is not None:
+        cfg = cfg.model_copy(update={"count": min(cfg.count, WORLD_ROWS)})
+    samples, problems = check_rows(name, cfg, folder / name)
+    if problems:
+        report.add(problems)
+        if samples:
+            report.notes.append(
+                f"data.{name}: only the rows that are right by themselves are checked further"
+            )
+    media = sum(len(sample.media) for sample in samples)
+    report.sources[name] = {"rows": len(samples), "media": media, "prompt": None, "target": None}
+    return samples
+
+
+def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> set[str]:
+    """Decode every medium; beyond DECODED_MEDIA read the header only. Returns the ids of rows that cannot be used."""
+    problems: dict[str, str] = {}
+    seen: dict[tuple[str, str, str], str | None] = {}  # several questions may share a medium
+    opened = 0
+    for sample in samples:
+        for ref in sample.media:
+            key = (ref.kind, ref.root, ref.path)  # a file may be shown and heard
+            if ref.content is not None or key not in seen:
+                seen[key] = _complaint(ref, limits, whole=opened < DECODED_MEDIA)
+                opened += 1
+            complaint = seen[key]
+            if complaint is not None:
+                problems[sample.id] = f"data.{name}, row {sample.id}: {complaint}"
+    if opened > DECODED_MEDIA:
+        report.notes.append(
+            f"data.{name}: {DECODED_MEDIA} of {opened} media are decoded, the others' headers read"
+        )
+    report.add(list(problems.values()))
+    return set(problems)
+
+
+def _complaint(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> str | None:
+    """What is wrong with a medium; without `whole`, as far as its header tells."""
+    try:
+        if whole:
+            decode(ref, limits)
+        else:
+            check(ref, limits)
+    except MediaError as error:
+        return str(error)
+    return None
+
+
+def check_rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Report) -> None:
+    """Full marks for every gold answer; a verifier that misses its own truth would punish the right answer."""
+    where = f"stages.{stage.name}"
+    functions = user_rewards(stage.reward_funcs)
+    if not any(sources[name] for name in stage.data):
+        return  # why there are no rows is said already
+    values: dict[str, list[float]] = {name: [] for name in stage.reward_funcs}
+    problems: list[str] = []
+    for sample in (s for name in dict.fromkeys(stage.data) for s in sources[name]):
+        if sample.solution is None:
+            problems.append(f"{where}: row {sample.id} has no solution, so no reward can judge it; give one")
+            continue
+        group = bare_group(sample, [target_text(sample, "none")])
+        scored, said = score_group(
+            group, stage.reward_funcs, stage.reward_weights, stage.reward_args, functions
+        )
+        problems += said
+        gold = scored.trajectories[0]
+        if gold.accuracy != 1.0:
+            problems.append(
+                f"{where}: row {sample.id}: its own solution {sample.solution!r} is judged {gold.accuracy}"
+            )
+        for name, value in gold.rewards.items():
+            if value is not None:
+                values[name].append(value)
+            if name in REWARDS and name in FULL_MARKS and value not in (None, 1.0):
+                problems.append(
+                    f"{where}: row {sample.id}: reward {name} gives its own solution {value}, not 1"
+                )
+    report.add(problems)
+    report.rewards[stage.name] = {name: sum(v) / len(v) if v else None for name, v in values.items()}
+
+
+def check_dense(stage: PretaskStage, sources: Mapping[str, list[Sample]], report: Report) -> None:
+    """The dense truth that a pretask learns from: there at all, and whole."""
+    wrong = []
+    for name in dict.fromkeys(stage.data):
+        for sample in with_targets(sources[name]):
+            try:
+                dense_targets(sample)
+            except ValueError as error:
+                wrong.append(f"data.{name}, {error}")
+    report.add(wrong)
+    truth = {name: wanted_targets(stage, sources[name]) for name in stage.data} if not wrong else {}
+    if all(sources[name] for name in truth) and (problem := truth_problem(stage, truth, sources)):
+        report.add([f"stages.{stage.name}: {problem}"])

@@ -1,0 +1,78 @@
+"""Validate a recipe, or a recipe's file: settings, rows, media, rendering, rewards, memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from mmreason.data.media import MediaLimits, limits_of
+from mmreason.memory import estimate
+from mmreason.model.load import Loaded, load_model
+from mmreason.plugins import load_plugins
+from mmreason.recipe import RecipeError, load_recipe, mended_recipe, sources_of
+from mmreason.render import Renderer
+from mmreason.schema import GRPOStage, PretaskStage, Recipe
+from mmreason.train.prepare import training_texts
+from mmreason.types import Sample
+from mmreason.validate.rendering import longest, render_rows
+from mmreason.validate.report import Report
+from mmreason.validate.rows import check_dense, check_media, check_rewards, read_source
+from mmreason.validate.settings import fits, settings_problems
+
+
+def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
+    """Validate a recipe file. A recipe that is wrong itself is checked as it is without its wrong keys, if that will
+    do for a recipe; else its readable sources are.
+    """
+    try:
+        recipe = load_recipe(path, overrides)
+    except RecipeError as error:
+        mended = mended_recipe(path, overrides)
+        if mended is not None:
+            report = validate(mended, name=str(path))
+            report.problems[:0] = error.problems
+            report.notes.append("the wrong keys of the recipe were left out for all that follows them")
+            return report
+        report = Report(str(path), list(error.problems))
+        with tempfile.TemporaryDirectory() as folder:
+            for name, cfg in sources_of(path, overrides).items():
+                check_media(name, read_source(name, cfg, Path(folder), report), MediaLimits(), report)
+        report.notes.append("rendering, rewards and memory are checked once the recipe itself is sound")
+        return report
+    return validate(recipe, name=str(path))
+
+
+def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
+    """Check a recipe that parses: plugins, trackers, rows, media, template and token counts, rewards, memory."""
+    report = Report(name)
+    report.attempt(lambda: load_plugins(recipe.plugins))
+    wrong = settings_problems(recipe)
+    report.add(wrong)
+    with tempfile.TemporaryDirectory() as folder:
+        limits = limits_of(recipe)
+        sources = {n: read_source(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
+        unreadable = {n: check_media(n, samples, limits, report) for n, samples in sources.items()}
+        for stage in recipe.stages:
+            if isinstance(stage, GRPOStage) and not any(p.startswith(f"stages.{stage.name}.") for p in wrong):
+                check_rewards(stage, sources, report)
+            if isinstance(stage, PretaskStage):
+                check_dense(stage, sources, report)
+        loaded = report.attempt(lambda: _load(recipe, sources))
+        if loaded is None:
+            report.notes.append("rendering and memory are checked once the model loads")
+            return report
+        renderer = report.attempt(lambda: Renderer(loaded.processor, system_prompt=recipe.system_prompt))
+        for source, samples in sources.items() if renderer is not None else ():
+            render_rows(
+                recipe, renderer, source, [s for s in samples if s.id not in unreadable[source]], report
+            )
+    for stage in recipe.stages:
+        report.attempt(partial(fits, stage, recipe, loaded))
+        report.memory[stage.name] = estimate(loaded, recipe, stage, *longest(report, stage))
+    return report
+
+
+def _load(recipe: Recipe, sources: dict[str, list[Sample]]) -> Loaded:
+    return load_model(recipe.model, texts=lambda: training_texts(recipe, sources), seed=recipe.seed)

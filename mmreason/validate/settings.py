@@ -1,0 +1,55 @@
+"""What is wrong with a recipe that no row tells: trackers, rewards, gates, ablations, a stage its model cannot take."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from mmreason.curriculum import gate_problem
+from mmreason.evaluate import parse_ablation
+from mmreason.model.load import Loaded
+from mmreason.model.packed import needs_side_by_side
+from mmreason.model.parts import freeze
+from mmreason.rewards import reward_problems, user_rewards
+from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
+from mmreason.train.pretask import needs_assembled
+
+
+def settings_problems(recipe: Recipe) -> list[str]:
+    """What is wrong with trackers, rewards, gates and ablations: it needs no rows, and would else show late."""
+    problems = [
+        f"report_to: {package} is not installed; pip install 'mmreason[tracking]', or remove it"
+        for package in sorted({"tensorboard", "wandb"} & set(recipe.report_to))
+        if importlib.util.find_spec(package) is None
+    ]
+    last = [stage for stage in recipe.stages if not stage.branch][-1]
+    if recipe.eval.ablate and not (recipe.eval.data and last.evaluate):
+        problems.append(f"eval.ablate: needs eval.data, and stages.{last.name} with evaluate: true")
+    for text in recipe.eval.ablate:
+        try:
+            parse_ablation(text)
+        except ValueError as error:
+            problems.append(f"eval.{error}")
+    for stage in [s for s in recipe.stages if isinstance(s, GRPOStage)]:
+        where = f"stages.{stage.name}"
+        try:
+            functions = user_rewards(stage.reward_funcs)
+        except ValueError as error:
+            problems.append(f"{where}.reward_funcs: {error}")
+        else:
+            wrong = reward_problems(stage.reward_funcs, stage.reward_weights, stage.reward_args, functions)
+            problems += [f"{where}.reward_funcs: {problem}" for problem in wrong]
+        closed = gate_problem(stage.gate, stage.num_generations)
+        problems += [f"{where}.gate: {closed}"] if closed else []
+    return problems
+
+
+def fits(stage: StageConfig, recipe: Recipe, loaded: Loaded) -> None:
+    """Refuse a model that a stage cannot train, and freeze what the stage freezes."""
+    try:
+        freeze(loaded.model, loaded.family, recipe.model, stage.freeze)
+        if isinstance(stage, SFTStage) and stage.questions_per_row > 1:
+            needs_side_by_side(loaded.family.name, recipe.model.attn_implementation)
+    except ValueError as error:
+        raise ValueError(f"stages.{stage.name}: {error}") from error
+    if isinstance(stage, PretaskStage):
+        needs_assembled(stage, loaded.family.name)
