@@ -38,8 +38,35 @@ def media_arguments(processor: Any, media: Sequence[DecodedMedium]) -> dict[str,
         rates = sorted({m.sampling_rate or 0 for m in audio})
         if len(rates) > 1:
             raise ValueError(f"audio at {rates} Hz in one row; resample them to one rate")
+        for m in audio:
+            assert m.waveform is not None
+            within_window(len(m.waveform) / max(rates[0], 1), processor)
         out |= {"audio": [m.waveform for m in audio], "sampling_rate": rates[0]}
     return out
+
+
+def audio_window(processor: Any) -> float | None:
+    """Seconds of sound that every audio encoder of a model can hear at once; None for a model that hears nothing.
+
+    Whisper's feature extractor, which the native models use, would cut a longer clip without a word.
+    """
+    own = getattr(processor, "audio_encoders", None)
+    if own:
+        return min(float(spec["seconds"]) for spec in own)
+    extractor = getattr(processor, "feature_extractor", None)
+    samples = getattr(extractor, "n_samples", None)
+    return None if samples is None else samples / extractor.sampling_rate  # type: ignore[union-attr]
+
+
+def within_window(seconds: float, processor: Any) -> None:
+    """Refuse a sound that is longer than the model's window.
+
+    Raises:
+        ValueError: it is.
+    """
+    window = audio_window(processor)
+    if window is not None and seconds > window + 1e-6:
+        raise ValueError(f"got {seconds:.2f} s of sound; this model hears at most {window:.2f} s: cut it")
 
 
 def _is_qwen(processor: Any) -> bool:

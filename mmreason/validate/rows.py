@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmreason.data.media import MediaError, MediaLimits, check, decode
 from mmreason.data.sources import check_rows
 from mmreason.data.targets import dense_targets, with_targets
 from mmreason.data.transforms import target_text
 from mmreason.evaluate.rows import bare_group
+from mmreason.render import within_window
 from mmreason.rewards import REWARDS, score_group, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, SourceConfig
 from mmreason.train.pretask import truth_problem, wanted_targets
@@ -37,38 +40,60 @@ def read_source(name: str, cfg: SourceConfig, folder: Path, report: Report) -> l
     return samples
 
 
-def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> set[str]:
-    """Decode every medium; beyond DECODED_MEDIA read the header only. Returns the ids of rows that cannot be used."""
+@dataclass(frozen=True)
+class Looked:
+    """What a look at a source's media tells. Example: `Looked(unusable={"a:3"}, heard={"a:1": ("1.wav", 3.5)})`."""
+
+    unusable: set[str]  # ids of rows with a medium that cannot be read
+    heard: dict[str, tuple[str, float]]  # id of a row -> its longest sound, and the seconds of it
+
+
+def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> Looked:
+    """Decode every medium; beyond DECODED_MEDIA read the headers only."""
     problems: dict[str, str] = {}
-    seen: dict[tuple[str, str, str], str | None] = {}  # several questions may share a medium
+    heard: dict[str, tuple[str, float]] = {}
+    seen: dict[tuple[str, str, str], float | str | None] = {}  # several questions may share a medium
     opened = 0
     for sample in samples:
         for ref in sample.media:
             key = (ref.kind, ref.root, ref.path)  # a file may be shown and heard
             if ref.content is not None or key not in seen:
-                seen[key] = _complaint(ref, limits, whole=opened < DECODED_MEDIA)
+                seen[key] = _look(ref, limits, whole=opened < DECODED_MEDIA)
                 opened += 1
-            complaint = seen[key]
-            if complaint is not None:
-                problems[sample.id] = f"data.{name}, row {sample.id}: {complaint}"
+            told = seen[key]
+            if isinstance(told, str):
+                problems[sample.id] = f"data.{name}, row {sample.id}: {told}"
+            elif told is not None and told > heard.get(sample.id, ("", 0.0))[1]:
+                heard[sample.id] = ref.path or "inline bytes", told
     if opened > DECODED_MEDIA:
         report.notes.append(
             f"data.{name}: {DECODED_MEDIA} of {opened} media are decoded, the others' headers read"
         )
     report.add(list(problems.values()))
-    return set(problems)
+    return Looked(set(problems), heard)
 
 
-def _complaint(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> str | None:
-    """What is wrong with a medium; without `whole`, as far as its header tells."""
+def _look(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> float | str | None:
+    """What is wrong with a medium (without `whole`, as far as its header tells), or the seconds of a sound."""
     try:
-        if whole:
-            decode(ref, limits)
-        else:
-            check(ref, limits)
+        if not whole:
+            return check(ref, limits)
+        wave = decode(ref, limits).waveform
     except MediaError as error:
         return str(error)
-    return None
+    return None if wave is None else len(wave) / limits.sampling_rate
+
+
+def check_window(name: str, looked: Looked, processor: Any, report: Report) -> set[str]:
+    """Hold every sound against what the model can hear at once. Returns the ids of rows that cannot be rendered."""
+    problems: dict[str, str] = {}
+    for sample_id, (path, seconds) in looked.heard.items():
+        try:
+            within_window(seconds, processor)
+        except ValueError as error:
+            problems[sample_id] = f"data.{name}, row {sample_id}: {path}: {error}"
+    report.add(list(problems.values()))
+    return looked.unusable | set(problems)
 
 
 def check_rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report: Report) -> None:

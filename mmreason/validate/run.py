@@ -18,7 +18,7 @@ from mmreason.train.prepare import training_texts
 from mmreason.types import Sample
 from mmreason.validate.rendering import longest, render_rows
 from mmreason.validate.report import Report
-from mmreason.validate.rows import check_dense, check_media, check_rewards, read_source
+from mmreason.validate.rows import check_dense, check_media, check_rewards, check_window, read_source
 from mmreason.validate.settings import fits, settings_problems
 
 
@@ -53,7 +53,7 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
     with tempfile.TemporaryDirectory() as folder:
         limits = limits_of(recipe)
         sources = {n: read_source(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
-        unreadable = {n: check_media(n, samples, limits, report) for n, samples in sources.items()}
+        looked = {n: check_media(n, samples, limits, report) for n, samples in sources.items()}
         for stage in recipe.stages:
             if isinstance(stage, GRPOStage) and not any(p.startswith(f"stages.{stage.name}.") for p in wrong):
                 check_rewards(stage, sources, report)
@@ -65,9 +65,8 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
             return report
         renderer = report.attempt(lambda: Renderer(loaded.processor, system_prompt=recipe.system_prompt))
         for source, samples in sources.items() if renderer is not None else ():
-            render_rows(
-                recipe, renderer, source, [s for s in samples if s.id not in unreadable[source]], report
-            )
+            wrong_rows = check_window(source, looked[source], loaded.processor, report)
+            render_rows(recipe, renderer, source, [s for s in samples if s.id not in wrong_rows], report)
     for stage in recipe.stages:
         report.attempt(partial(fits, stage, recipe, loaded))
         report.memory[stage.name] = estimate(loaded, recipe, stage, *longest(report, stage))

@@ -147,10 +147,20 @@ def test_films_and_sounds_are_ready_or_named(tmp_path: Path) -> None:
     assert len(problems) == len(bad)
 
 
-def test_a_sound_longer_than_the_encoders_window_is_named(tmp_path: Path) -> None:
-    (tmp_path / "long.wav").write_bytes(clips.wav(clips.tone(5.0)))
-    (problem, *_) = check(tmp_path, [row(problem="<audio>?", images=[], audios=["long.wav"])], model=HEARS)
-    assert "row mine:1: long.wav" in problem and "5.00 s; allowed is mono [S] of at most 4.00 s" in problem
+@pytest.mark.parametrize("decoded", [1000, 1])
+def test_a_sound_longer_than_the_window_is_named_in_any_row(
+    tmp_path: Path, decoded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 102 of 200 is not among those that are rendered; beyond DECODED_MEDIA its header alone is read."""
+    monkeypatch.setattr("mmreason.validate.rows.DECODED_MEDIA", decoded)
+    for name, seconds in (("wave.wav", 4.0), ("long.wav", 5.0)):
+        (tmp_path / name).write_bytes(clips.wav(clips.tone(seconds)))
+    rows = [row(problem="<audio>?", images=[], audios=["wave.wav"]) for _ in range(200)]
+    rows[101]["audios"] = ["long.wav"]
+    (problem,) = check(tmp_path, rows, model=HEARS)
+    assert problem == (
+        "data.mine, row mine:102: long.wav: got 5.00 s of sound; this model hears at most 4.00 s: cut it"
+    )
 
 
 def test_a_torn_picture_is_named_also_beside_wrong_rows(tmp_path: Path) -> None:

@@ -93,3 +93,15 @@ def test_placeholders_are_as_many_as_features(
         RenderError, match=r"rows:1: a.wav: \d+ audio placeholder tokens for \d+ audio features"
     ):
         broken.prompt(sample, [clip])
+
+
+@pytest.mark.parametrize("kind", SOUND_KINDS)
+def test_a_clip_longer_than_the_window_is_refused_and_not_cut(
+    kind: str, native_folder: Callable[[str], Path]
+) -> None:
+    processor = AutoProcessor.from_pretrained(native_folder(kind))
+    clip = DecodedMedium("audio", "a.wav", waveform=tone(4.1), sampling_rate=16_000)
+    asked = Message("user", (Part("audio", medium=0), Part("text", text="High?")))
+    sample = Sample("rows:1", "rows", (asked,), (MediumRef("audio", "a.wav"),))
+    with pytest.raises(RenderError, match=r"rows:1: a.wav: got 4.10 s of sound; .* at most 4.00 s: cut it"):
+        Renderer(processor).prompt(sample, [clip])

@@ -48,12 +48,16 @@ def decode(ref: MediumRef, limits: MediaLimits) -> DecodedMedium:
     )
 
 
-def check(ref: MediumRef, limits: MediaLimits) -> None:
-    """Read the header (of video and sound: every packet), decode nothing; raises as `decode` for what they tell."""
+def check(ref: MediumRef, limits: MediaLimits) -> float | None:
+    """Read the header (of video and sound: every packet), decode nothing; raises as `decode` for what they tell.
+
+    Returns the seconds of a sound, None of other media.
+    """
     data, name = read_bytes(ref, limits), ref.path or "inline bytes"
     if ref.kind == "image":
         open_image(data, name, limits)
     elif ref.kind == "audio":
-        check_audio(data, name, limits)
+        return check_audio(data, name, limits)
     else:
         plan_video(data, name, limits)
+    return None

@@ -19,11 +19,11 @@ KERNEL = 2**24  # most weights of a resampling filter; rates without a common fa
 SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 
-def check_audio(data: bytes, name: str, limits: MediaLimits) -> None:
-    """Read every packet, decode none; raises as `decode_audio` for what packets tell."""
+def check_audio(data: bytes, name: str, limits: MediaLimits) -> float:
+    """Seconds of the sound. Reads every packet, decodes none; raises as `decode_audio` for what packets tell."""
     with reading(name, "sound", ALLOWED), opened(data, name, "audio") as (container, stream):
-        _rate(stream, name, limits)
-        survey(container, stream, name, limits)
+        rate = _rate(stream, name, limits)
+        return round(survey(container, stream, name, limits).end * rate) / rate
 
 
 def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
