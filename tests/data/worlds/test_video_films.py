@@ -112,11 +112,18 @@ def test_a_single_frame_shows_which_way_a_thing_goes() -> None:
         clip = simulate([Actor(2, 2, "red", "circle", moves=(way, 3))] if way in ("right", "down") else
                         [Actor(3, 3, "red", "circle", moves=(way, 3))])  # fmt: skip
         layout = lay_out(clip, np.random.default_rng(0))
-        rest, going = corner(layout[0], clip.tracks[0], 2, 0), corner(layout[0], clip.tracks[0], 3, 0)
         look = clip.tracks[0][2]
         assert look is not None and look.way == way
-        ahead = ((going[0] - rest[0]) * columns, (going[1] - rest[1]) * rows)
-        assert sum(ahead) == CELL - 5  # five pixels short of the middle of the next cell
+        rest = [corner(layout[0], clip.tracks[0], 2, part) for part in range(4)]
+        assert len(set(rest)) == 1  # until it goes, nothing tells that it will
+        going = [corner(layout[0], clip.tracks[0], 3, part) for part in range(4)]
+        ahead = [(x - rest[0][0]) * columns + (y - rest[0][1]) * rows for x, y in going]
+        assert ahead == [
+            CELL - 4,
+            CELL - 4,
+            CELL - 4,
+            CELL - 3,
+        ]  # short of the middle of the cell, in every frame
 
 
 def test_boxes_hold_the_thing_at_their_time() -> None:
@@ -141,7 +148,7 @@ def test_boxes_hold_the_thing_at_their_time() -> None:
 def test_spans_of_moves_cover_the_time_in_which_the_cell_changes() -> None:
     clip = simulate([Actor(1, 1, "red", "star", moves=("right", 3))])
     (box, span) = evidence_of(clip.did("moved"), clip, lay_out(clip, np.random.default_rng(0)))
-    assert box["t"] == 1.0 and span["span"] == [0.5, 2.5]  # cells 11, 12, 13, 14 at moments 2, 3, 4, 5
+    assert box["t"] == 1.0 and span["span"] == [1.0, 2.5]  # cells a1, a2, a3, a4 at moments 2, 3, 4, 5
 
 
 def _cells(clip: Clip, i: int) -> str:
@@ -150,20 +157,20 @@ def _cells(clip: Clip, i: int) -> str:
 
 def test_a_thing_moves_a_cell_a_moment_to_the_wall() -> None:
     clip = simulate([Actor(1, 1, "red", "star", moves=("right", 3))])
-    assert _cells(clip, 0) == "11 11 12 13 14 14 14 14"
+    assert _cells(clip, 0) == "a1 a1 a2 a3 a4 a4 a4 a4"
     assert [(e.moment, e.phrase, e.until) for e in clip.events] == [(3, "red star moved right", 5)]
 
 
 def test_a_hit_stops_the_one_and_moves_the_other_on() -> None:
     one, two = Actor(2, 1, "red", "star", moves=("right", 2)), Actor(2, 3, "blue", "circle")
     clip = simulate([one, two])
-    assert _cells(clip, 0) == "21 22 22 22 22 22 22 22"
-    assert _cells(clip, 1) == "23 23 24 24 24 24 24 24"
+    assert _cells(clip, 0) == "b1 b2 b2 b2 b2 b2 b2 b2"
+    assert _cells(clip, 1) == "b3 b3 b4 b4 b4 b4 b4 b4"
     assert [(e.moment, e.phrase) for e in clip.events] == [
         (2, "red star moved right"), (3, "red star hit blue circle"), (3, "blue circle moved right")]  # fmt: skip
     assert not without(clip, "red star").events
     freed = without(clip, "blue circle")
-    assert _cells(freed, 0) == "21 22 23 24 24 24 24 24" and len(freed.events) == 1
+    assert _cells(freed, 0) == "b1 b2 b3 b4 b4 b4 b4 b4" and len(freed.events) == 1
 
 
 def test_appearing_vanishing_turning_and_flashing_happen_at_their_moments() -> None:

@@ -35,7 +35,7 @@ def _seen(targets: list[dict[str, Any]], moment: int) -> dict[str, str]:
     """Cell -> name at one moment, from the dense truth."""
     labels = {t["name"]: t["labels"][(moment - 1) * 16 : moment * 16] for t in targets}
     return {
-        f"{i // 4 + 1}{i % 4 + 1}": f"{COLOURS[c]} {SHAPES[s]}"
+        f"{'abcd'[i // 4]}{i % 4 + 1}": f"{COLOURS[c]} {SHAPES[s]}"
         for i, (c, s) in enumerate(zip(labels["video/colour"], labels["video/shape"], strict=True))
         if c
     }
@@ -52,7 +52,7 @@ def _moves_without(gone: str, told: list[Told], targets: list[dict[str, Any]]) -
     """Who moves, and which way, when one thing was never there: walked cell by cell."""
     names = {t[1] for t in told} - {gone}
     first = {n: next(c for m in range(1, 9) if (c := _cell_of(n, m, told, targets))) for n in names}
-    at = {n: (int(c[0]), int(c[1])) for n, c in first.items()}
+    at = {n: ("abcd".index(c[0]) + 1, int(c[1])) for n, c in first.items()}
     there = {n: {m for m in range(1, 9) if _cell_of(n, m, told, targets)} for n in names}
     pushed = {(t[0], t[3]) for t in told if t[2] == "hit"}
     starts = {t[1]: (t[0], t[3]) for t in told if t[2] == "moved" and (t[0], t[1]) not in pushed}
@@ -107,8 +107,7 @@ def _oracle(row: Row, told: list[Told], targets: list[dict[str, Any]]) -> set[st
         return {asked[0][1] if asked[0][3] == names[0] else asked[0][3]}
     if kind == "where":
         moment = 8 if stem.endswith("last") else 1
-        cell = _cell_of(names[0], moment, told, targets) or "??"
-        return {f"row {cell[0]} column {cell[1]}"}
+        return {_cell_of(names[0], moment, told, targets) or "??"}
     if kind == "frame":
         there = _seen(targets, int(stem.split()[-1]))
         return {", ".join(f"{cell} {name}" for cell, name in sorted(there.items())) or "empty"}
@@ -174,7 +173,7 @@ def test_taking_a_thing_away_changes_some_answers_and_leaves_others(rows: list[A
     asked = [(row, told) for row, told, _ in rows if row["kind"] == "without"]
     prevented = sum(any(o in {_phrase(t) for t in told} for o in set(row["options"]) - set(row["solution"].split(", ")))
                     for row, told in asked)  # fmt: skip
-    assert 0.25 * len(asked) < prevented < 0.9 * len(asked)
+    assert 0.15 * len(asked) < prevented < 0.9 * len(asked)
 
 
 def test_the_list_agrees_with_the_dense_truth(rows: list[Any]) -> None:
@@ -191,7 +190,7 @@ def test_the_list_agrees_with_the_dense_truth(rows: list[Any]) -> None:
             before = _cell_of(name, moment - 1, told, targets) if moment > 1 else None
             if verb == "moved":
                 assert before and cell and before != cell
-                at = (moment - 1) * 16 + (int(cell[0]) - 1) * 4 + int(cell[1]) - 1
+                at = (moment - 1) * 16 + "abcd".index(cell[0]) * 4 + int(cell[1]) - 1
                 assert ways["words"][ways["labels"][at]] == what
             elif verb in ("appeared", "vanished"):
                 assert (cell is None) == (verb == "vanished") and (before is None) == (verb == "appeared")

@@ -1,7 +1,7 @@
 """Frames of a clip: 64x64 pixels, 8 a second, 16-pixel cells; evidence boxes and dense truth that agree with them.
 
-At the first frame of a moment (every half second) a moving thing lies a little behind the middle of its new cell,
-so that a single picture shows which way it goes. A flash is a bright glow that fills the thing's cell.
+In every frame of a moment (half a second) a moving thing lies behind the middle of the cell it came into, less and less,
+so that any single frame shows which way it goes, whichever frames are sampled. A flash is a bright glow that fills the thing's cell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ FPS = 8
 PER_MOMENT = round(FPS * MOMENT)
 SIZES = (11, 12)  # smallest and largest side of a thing, pixels
 SHIFT = 1  # largest offset of a resting thing from the middle of its cell, pixels
-TRAVEL = (-5, -2, 2, 5)  # pixels from the middle of the cell in the frames of one moment, while a thing moves
+TRAVEL = (
+    -4,
+    -4,
+    -4,
+    -3,
+)  # pixels from the middle of the cell in the frames of one moment, while a thing moves
 GLOW = np.asarray((250, 110, 250), dtype=np.float32)
 EMPTY = "empty"
 
@@ -54,9 +59,7 @@ def corner(placed: Placed, track: Track, moment: int, part: int) -> tuple[int, i
     """Left and top pixel of a thing in frame `part` (0..3) of a moment (1..8) at which it is there."""
     look = track[moment - 1]
     assert look is not None
-    following = track[moment] if moment < MOMENTS else None
-    way = look.way if part < PER_MOMENT // 2 else following.way if following else ""
-    rows, columns = STEPS.get(way, (0, 0))
+    rows, columns = STEPS.get(look.way, (0, 0))
     middle = (CELL - placed.size) // 2
     left = (look.column - 1) * CELL + middle + placed.dx + columns * TRAVEL[part]
     top = (look.row - 1) * CELL + middle + placed.dy + rows * TRAVEL[part]
@@ -114,7 +117,7 @@ def evidence_of(events: Sequence[Event], clip: Clip, layout: Sequence[Placed]) -
         box = [left, top, left + size, top + size]
         evidence.append({"box": box, "t": seconds_of(moment), "label": event.phrase})
         if event.verb == "moved":
-            span = [seconds_of(event.moment - 1), seconds_of(event.until + 1)]
+            span = [seconds_of(event.moment), seconds_of(event.until + 1)]
             evidence.append({"span": span, "label": event.phrase})
     return tuple(evidence)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mmreason.data.worlds.image.scenes import SIDE
+from mmreason.data.worlds.image.scenes import SIDE, cell_name
 
 MOMENTS = 8
 SECONDS = 4.0
@@ -24,7 +24,7 @@ VERBS = ("moved", "appeared", "vanished", "turned", "flashed", "stayed")
 class Actor:
     """A thing and what it does of itself; moments count from 1, and what happens at one is first seen there.
 
-    Example: `Actor(1, 1, "red", "star", moves=("right", 3))`: still in cell 11 at moment 2, in cell 12 at 3.
+    Example: `Actor(1, 1, "red", "star", moves=("right", 3))`: still in cell a1 at moment 2, in cell a2 at 3.
     """
 
     row: int
@@ -76,8 +76,8 @@ class Look:
 
     @property
     def cell(self) -> str:
-        """Row then column: "23"."""
-        return f"{self.row}{self.column}"
+        """The cell's name as the image world writes it: "b3"."""
+        return cell_name(self.row, self.column)
 
 
 Track = tuple[Look | None, ...]  # one for each moment; None: not there

@@ -33,7 +33,7 @@ def list_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
 
 
 def _frame(clip: Clip, moment: int) -> list[str]:
-    """What is there at one moment, in reading order, as the image world lists it: ["12 red star"]."""
+    """What is there at one moment, in reading order, as the image world lists it: ["a2 red star"]."""
     there = [(track[moment - 1], actor) for actor, track in zip(clip.actors, clip.tracks, strict=True)]
     return sorted(f"{look.cell} {look.colour} {actor.shape}" for look, actor in there if look)
 
@@ -182,19 +182,14 @@ def where_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 
 
 def where_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
-    """The row and the column of one thing at one end of time."""
+    """The cell of one thing at one end of time."""
     name, word, moment = candidate.args
     cell = str(candidate.answer)
-    row, column = cell[0], cell[1]
-    place = f"row {row} column {column}"
     thought = Thought(
-        f"find {name} at {moment}",
-        f"{name} {cell} at {moment}",
-        f"row {row}, column {column}",
-        f"{name} {cell}, so {place}",
+        f"find {name} at {moment}", f"{name} {cell}", f"it is at {cell}", f"at {moment} {name} at {cell}"
     )
-    text = pick((f"where is the {name} {word}?", f"which row and column hold the {name} {word}?"), rng)
-    return Draft(text, "text", (place,), thought, marks=tuple(e for e in clip.entries if e.name == name))
+    text = pick((f"where is the {name} {word}?", f"which cell holds the {name} {word}?"), rng)
+    return Draft(text, "text", (cell,), thought, marks=tuple(e for e in clip.entries if e.name == name))
 
 
 def hit_offers(clip: Clip, rng: Rng) -> list[Candidate]:
