@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**25  # logits that are in memory at a time: 128 MiB of float32
+
+Head = Callable[[torch.Tensor], torch.Tensor]  # hidden states [..., H] -> logits [..., V]
 
 
 def token_logprobs(
@@ -39,6 +43,37 @@ def token_logprobs(
                 parts.append(_logprobs(rows, wanted, banned, temperature))
         logprobs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
     return logprobs.view(ids.shape), entropy.view(ids.shape)
+
+
+def hidden_logprobs(
+    head: Head,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    vocabulary: int,
+    banned_ids: Sequence[int] = (),
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_logprobs` of `head(hidden)`, [N] each, for hidden [N, H] and ids [N], without logits of all N at once.
+
+    `chunk` tokens are scored at a time (default: CHUNK_ELEMENTS logits); with several chunks their logits are made
+    again in the backward pass.
+    """
+    size = chunk or max(1, CHUNK_ELEMENTS // vocabulary)
+
+    def score(some: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token_logprobs(head(some), wanted, banned_ids, temperature)
+
+    if hidden.shape[0] <= size:
+        return score(hidden, ids)
+    parts = [
+        checkpoint(score, some, wanted, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else score(some, wanted)
+        for some, wanted in zip(hidden.split(size), ids.split(size), strict=True)
+    ]
+    logprobs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logprobs, entropy
 
 
 def _logprobs(

@@ -1,0 +1,99 @@
+"""Whether a model's rows can share their prompt, and by what name they cannot. Decided by what the model is made of."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from mmreason.model.family import bare
+
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+# what a config calls a change of the logits behind the head, and the value that changes nothing
+AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Why rows are computed one by one: a name for metrics, and a sentence for the log.
+
+    Example: `Unfit("dropout", "model.layers.0.self_attn.attention_dropout is 0.1")`.
+    """
+
+    name: str
+    why: str
+
+
+def unshareable(model: Any) -> Unfit | None:
+    """Why a prompt's keys and values cannot serve several completions of this model; None when they can."""
+    decoder = bare(model).get_decoder()
+    name, config = type(decoder).__name__, decoder.config
+    strange = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if not strange:
+        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+        strange = {kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer}}
+    if strange:
+        return Unfit(
+            "layers", f"{name} has layers of another kind than full and sliding attention: {sorted(strange)}"
+        )
+    if not getattr(decoder, "_supports_attention_backend", False):
+        return Unfit("attention_backend", f"{name} takes no attention function from outside")
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return Unfit("attention_softcapping", f"{name} caps its attention's logits")
+    attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
+    if {id(m.config) for m in attentions} != {id(config)} or any(hasattr(m, "sinks") for m in attentions):
+        return Unfit(
+            "own_attention", f"{name} has attention modules that do not follow the decoder's own config"
+        )
+    return None
+
+
+def untrainable(model: Any) -> Unfit | None:
+    """Why the training forward of this model cannot share prompts exactly; None when it can.
+
+    A model that is trained with dropout would draw other masks than row by row, and a router's auxiliary loss would
+    count the prompt once instead of once a row.
+    """
+    reason = unshareable(model)
+    if reason is not None:
+        return reason
+    whole = bare(model)
+    decoder = whole.get_decoder()
+    name, config = type(decoder).__name__, decoder.config
+    attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
+    if any(hasattr(m, "v_head_dim") for m in attentions):
+        return Unfit("latent_attention", f"{name} has keys and values of different widths")
+    both_ways = not all(getattr(m, "is_causal", True) for m in attentions)
+    if (
+        both_ways
+        or getattr(config, "use_bidirectional_attention", None)
+        or "token_type_ids" in inspect.signature(whole.forward).parameters
+    ):
+        return Unfit("both_ways", f"{type(whole).__name__} attends both ways, to what comes later too")
+    if whole.get_output_embeddings() is None:
+        return Unfit("no_head", f"{type(whole).__name__} has no output embeddings")
+    changed = [key for key, none in AFTER_THE_HEAD.items() if getattr(config, key, none) not in (None, none)]
+    if changed:
+        return Unfit(
+            "after_the_head", f"{type(whole).__name__} changes its logits behind the head: {changed}"
+        )
+    if getattr(config, "output_router_logits", False):
+        return Unfit("router_loss", f"{name} has an auxiliary loss of its router, which counts tokens")
+    return _dropout(model)
+
+
+def _dropout(model: nn.Module) -> Unfit | None:
+    """The first place where the model in training drops something at random: dropout, layer drop, drop path."""
+    for name, module in model.named_modules():
+        rates = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
+        for key, rate in rates.items():
+            if (key == "p" or "drop" in key) and isinstance(rate, float) and rate > 0:
+                return Unfit(
+                    "dropout",
+                    f"{f'{name}.{key}'.lstrip('.')} is {rate}: one prompt for all rows would drop other things than "
+                    "rows by themselves",
+                )
+    return None

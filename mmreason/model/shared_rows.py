@@ -1,0 +1,185 @@
+"""Rows of one prompt packed into one row: the prompt once, with its media, then what each row goes on with.
+
+Shapes: T tokens of the packed row; A axes of positions (1, or text, time, height and width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmreason.model.family import Family, bare, media_inputs
+from mmreason.model.shared_attention import Layout, Span
+from mmreason.model.shared_fit import Unfit
+from mmreason.types import Rendered
+
+Media = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows that begin alike: the prompt's length and media, and for each row the media behind the prompt.
+
+    Example: prompts of 5 tokens with one picture, and two rows: `Shared(5, {"pixel_values": ...}, ({}, {}))`.
+    """
+
+    prompt: int
+    media: Media
+    later: tuple[Media, ...]
+
+    def tokens(self, rows: Sequence[Rendered]) -> int:
+        """Tokens of the packed row."""
+        return self.prompt + sum(len(row) - self.prompt for row in rows)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What the model reads: all groups in one row.
+
+    Example: prompt [5, 6] with rows [5, 6, 8] and [5, 6, 9, 2] gives ids [[5, 6, 8, 9, 2]], positions [[0, 1, 2, 2, 3]]
+    and places [0, 1, 2] and [0, 1, 3, 4].
+    """
+
+    layout: Layout
+    ids: torch.Tensor  # int64 [1, T]
+    token_types: torch.Tensor  # int64 [1, T]
+    positions: torch.Tensor  # int64 [A, T]
+    media: Media
+    places: tuple[torch.Tensor, ...]  # row -> where each of its tokens stands, int64 [tokens of the row]
+
+
+def beginning(model: Any, family: Family, rows: Sequence[Rendered]) -> Shared | Unfit:
+    """What rows of one group share: all up to the first token that some row's policy wrote, or why it is nothing."""
+    if any(row.segments is not None for row in rows):
+        return Unfit("segments", "rows hold several questions side by side")
+    cut = min(min(len(row), _first_written(row)) for row in rows)
+    first = rows[0]
+    if cut == 0 or any(not torch.equal(row.ids[:cut], first.ids[:cut]) for row in rows[1:]):
+        return Unfit("beginnings", "rows of a group do not begin alike")
+    divided = [_divide(model, family, row, cut) for row in rows]
+    if any(parts is None for parts in divided):
+        return Unfit(
+            "later_media",
+            f"rows hold media behind their prompt, which cannot be told from the prompt's in a {family.name} model",
+        )
+    before, later = zip(*(parts for parts in divided if parts is not None), strict=True)
+    if any(not _same(media, before[0]) for media in before[1:]):
+        return Unfit("media", "rows of a group do not show the same media")
+    return Shared(cut, before[0], later)
+
+
+def pack_rows(
+    model: Any, family: Family, groups: Sequence[tuple[Shared, Sequence[Rendered]]], device: torch.device
+) -> Packed:
+    """One packed row of several groups, their rows in the order given."""
+    spans: list[Span] = []
+    ids, types, positions, media, places = [], [], [], [], []
+    start = 0
+    for shared, rows in groups:
+        first, cut = rows[0], shared.prompt
+        span = Span(start, cut, tuple(len(row) - cut for row in rows))
+        body = _positions(model, family, first.ids[:cut], first.token_types[:cut], shared.media, device)
+        ids += [first.ids[:cut], *(row.ids[cut:] for row in rows)]
+        types += [first.token_types[:cut], *(row.token_types[cut:] for row in rows)]
+        media += [shared.media, *shared.later]
+        positions.append(body)
+        for row, later, begin in zip(rows, shared.later, span.begins, strict=True):
+            positions.append(_suffix_positions(model, family, row, shared, later, body))
+            behind = torch.arange(len(row) - cut) + begin
+            places.append(torch.cat([torch.arange(start, start + cut), behind]))
+        spans.append(span)
+        start = span.end
+    names = sorted({name for part in media for name in part})
+    return Packed(
+        layout=Layout(tuple(spans)),
+        ids=torch.cat(ids).unsqueeze(0),
+        token_types=torch.cat(types).unsqueeze(0),
+        positions=torch.cat(positions, dim=1),
+        media={name: torch.cat([part[name] for part in media if name in part]) for name in names},
+        places=tuple(places),
+    )
+
+
+def _first_written(row: Rendered) -> int:
+    return int(row.sampled.float().argmax()) if bool(row.sampled.any()) else len(row)
+
+
+def _same(one: Media, other: Media) -> bool:
+    if one is other:
+        return True
+    return one.keys() == other.keys() and all(
+        x is other[name] or torch.equal(x, other[name]) for name, x in one.items()
+    )
+
+
+def _positions(
+    model: Any, family: Family, ids: torch.Tensor, types: torch.Tensor, media: Media, device: torch.device
+) -> torch.Tensor:
+    """Where a row's tokens stand, by the model's own word, M-RoPE included: [tokens] -> [A, tokens]."""
+    inputs = {
+        **media_inputs(family, media, types.unsqueeze(0)),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+    }
+    inputs = {name: x.to(device) for name, x in inputs.items()}
+    places = bare(model)._prepare_position_ids_for_generation(ids.unsqueeze(0).to(device), inputs)
+    return places.reshape(-1, len(ids))
+
+
+def _suffix_positions(
+    model: Any, family: Family, row: Rendered, shared: Shared, later: Media, body: torch.Tensor
+) -> torch.Tensor:
+    """Positions of a row behind its prompt, as they are in a row of its own: [A, tokens]."""
+    cut = shared.prompt
+    if later:
+        media = {**shared.media, **{n: _join(shared.media.get(n), x) for n, x in later.items()}}
+        return _positions(model, family, row.ids, row.token_types, media, body.device)[:, cut:]
+    # text goes on behind the largest place that a medium reached on any axis; the axis of the text itself counts tokens
+    after = body.amax(dim=1) + 1
+    axes = after[1:] if len(after) == 4 else after
+    axes[:] = axes.max()
+    return after.unsqueeze(1) + torch.arange(len(row) - cut, device=body.device)
+
+
+def _join(before: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:
+    return later if before is None else torch.cat([before, later])
+
+
+def _divide(model: Any, family: Family, row: Rendered, cut: int) -> tuple[Media, Media] | None:
+    """The row's media before and behind token `cut`; None when they cannot be told apart."""
+    if not bool(row.token_types[cut:].any()):
+        return row.media, {}
+    counts = _rows_before(model, family, row, cut)
+    if counts is None or set(counts) != set(row.media):
+        return None
+    before = {name: x[: counts[name]] for name, x in row.media.items() if counts[name]}
+    later = {name: x[counts[name] :] for name, x in row.media.items() if counts[name] < len(x)}
+    return before, later
+
+
+def _rows_before(model: Any, family: Family, row: Rendered, cut: int) -> dict[str, int] | None:
+    """Of each media tensor, how many rows belong to placeholders before `cut`; None for a family that cannot say."""
+    whole = bare(model)
+    if family.name == "assembled":
+        sizes = {name: size for name, size in whole.media_names.items() if name in row.media}
+        return {
+            n: int(row.ids[:cut].eq(token).sum()) // tokens * each
+            for n, (token, each, tokens) in sizes.items()
+        }
+    if family.name != "qwen_vl":
+        return None
+    counts: dict[str, int] = {}
+    merged = whole.config.vision_config.spatial_merge_size**2
+    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        grid = row.media.get(f"{kind}_grid_thw")
+        if grid is None:
+            continue
+        seen = int(row.ids[:cut].eq(family.placeholders[kind]).sum())
+        patches = grid.prod(dim=1)
+        shown = int((patches.cumsum(0) // merged <= seen).sum())
+        counts |= {pixels: int(patches[:shown].sum()), f"{kind}_grid_thw": shown}
+        if kind == "video" and "second_per_grid_ts" in row.media:
+            counts["second_per_grid_ts"] = shown
+    return counts
