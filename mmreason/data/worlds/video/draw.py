@@ -1,7 +1,7 @@
 """Frames of a clip: 64x64 pixels, 8 a second, 16-pixel cells; evidence boxes and dense truth that agree with them.
 
-In every frame of a moment (half a second) a moving thing lies behind the middle of the cell it came into, less and less,
-so that any single frame shows which way it goes, whichever frames are sampled. A flash is a bright glow that fills the thing's cell.
+In every frame of a moment (half a second) a moving thing lies behind the middle of the cell it came into, so that any
+single frame shows which way it goes, whichever frames are sampled. A flash is a bright glow that fills the thing's cell.
 """
 
 from __future__ import annotations
