@@ -87,7 +87,10 @@ def _kv_cache(config: Any, recipe: Recipe, stage: GRPOStage, longest: int) -> in
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
-    return rows * longest * config.num_hidden_layers * 2 * heads * head * _width(recipe)
+    rows = min(rows, recipe.rollout.max_rows)
+    needed = rows * longest * config.num_hidden_layers * 2 * heads * head * _width(recipe)
+    allowed = recipe.rollout.kv_cache_memory_bytes
+    return needed if allowed is None else min(needed, allowed)
 
 
 def _width(recipe: Recipe) -> int:

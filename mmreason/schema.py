@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+StopString = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Style = Literal["structured", "free", "none"]
 SharedPrefix = Annotated[
@@ -120,8 +121,17 @@ class EvalConfig(Closed):
     max_completion_length: PositiveInt = 256
     batch_size: PositiveInt = 64
     limit: PositiveInt | None = None  # rows, evenly over the sources
+    stop_strings: list[StopString] = []  # text that ends an answer, beside the end token
     before: bool = True
     ablate: list[str] = []  # asked again at the end without a sense: see `mmreason eval --ablate`
+
+
+class RolloutConfig(Closed):
+    """How many completions are decoded at once. More than that are decoded one batch after the other, with the same
+    samples: each row has its own seed. After running out of memory the batches are made smaller by themselves."""
+
+    max_rows: PositiveInt = 256
+    kv_cache_memory_bytes: PositiveInt | None = None  # of keys and values at once; None: what max_rows need
 
 
 class SamplerConfig(Closed):
@@ -242,6 +252,7 @@ class GRPOStage(StageConfig):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     min_p: Fraction = 0.0
+    stop_strings: list[StopString] = []  # text that ends a completion, beside the end token; it stays in it
     beta: float = Field(0.0, ge=0)
     epsilon: float = Field(0.2, ge=0)
     epsilon_high: float | None = None
@@ -301,13 +312,15 @@ class Recipe(Closed):
     data: dict[str, SourceConfig]
     stages: list[Stage] = Field(min_length=1)
     eval: EvalConfig = EvalConfig()
+    rollout: RolloutConfig = RolloutConfig()
     system_prompt: str | None = None
     backend: Literal["auto", "plain", "ddp"] = "auto"
     num_threads: PositiveInt | None = None
     bf16: bool = False
     shared_prefix: SharedPrefix = (
-        "auto"  # rollouts prefill a prompt once for all its completions; off: once for each
+        "auto"  # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
     )
+    shared_prefix_check: bool = True  # a stage's first such training step is held against the plain one
     save_total_limit: PositiveInt = 2
     resume_from_checkpoint: bool = True
     report_to: list[Literal["none", "tensorboard", "wandb"]] = []

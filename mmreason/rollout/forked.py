@@ -14,12 +14,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from mmreason.model.family import Family, bare, media_inputs
 from mmreason.render import Renderer
-from mmreason.rollout.forked_cache import NAME, ForkedCache, ForkedLayer
+from mmreason.rollout.budget import Share, in_batches, rows_of
+from mmreason.rollout.forked_cache import NAME, ForkedCache, ForkedLayer, ForkedState, forked_layer
 from mmreason.rollout.generate import concat_media, left_pad, trajectory
-from mmreason.rollout.sampling import SamplingParams, as_ids, draw, row_seeds
+from mmreason.rollout.sampling import SamplingParams, as_ids, draw, fresh_seeds
+from mmreason.rollout.stopping import StopStrings
 from mmreason.types import Rendered, Trajectory
 
 PREFILL_TOKENS = 4096  # columns x prompts that are prefilled at once
+LAYER_TYPES = {"full_attention", "sliding_attention", "linear_attention"}
 LOOK_EVERY = 8  # steps between two looks at what has ended, on a device that would have to be waited for
 
 
@@ -27,13 +30,19 @@ def unsupported(model: Any) -> str | None:
     """Why this model's prompts cannot be forked; None when they can."""
     decoder = bare(model).get_decoder()
     name, config = type(decoder).__name__, decoder.config
-    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    strange = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
     if not strange:
-        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-        strange = {kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer}}
+        strange = {
+            kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer, ForkedState.BASE}
+        }
     if strange:
-        return f"{name} has layers of another kind than full and sliding attention: {sorted(strange)}"
-    if not getattr(decoder, "_supports_attention_backend", False):
+        return f"{name} has layers of another kind than full, sliding and linear attention: {sorted(strange)}"
+    # models with linear layers do not say that they take an attention function from outside; their code tells
+    takes = decoder._supports_attention_backend or (
+        ForkedState.BASE in kinds and decoder._can_set_attn_implementation()
+    )
+    if not takes:
         return f"{name} takes no attention function from outside"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention's logits"
@@ -52,74 +61,66 @@ def generate(
     count: int,
     params: SamplingParams,
     seeds: torch.Tensor | None = None,
+    limits: torch.Tensor | None = None,
 ) -> list[list[Trajectory]]:
     """`count` completions for each prompt, in the prompts' order, with the log-probabilities of their tokens.
 
     Args:
         seeds: int64 [prompts x count], one for each row, a prompt's rows together; None: drawn from torch's global
             generator (nothing is drawn where `params` are greedy).
+        limits: int64 of the same shape, how many tokens a row may write, 1 to `params.max_new_tokens`; None: all that.
+
+    Raises:
+        ValueError: not even one row fits into memory.
     """
-    if seeds is None:
-        number = len(prompts) * count
-        seeds = torch.zeros(number, dtype=torch.int64) if params.greedy else row_seeds(number)
-    seeds = seeds.view(len(prompts), count)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    done: list[list[Trajectory]] = [[] for _ in prompts]
+    seeds = fresh_seeds(len(prompts), count, params) if seeds is None else seeds.view(len(prompts), count)
+    limits = torch.full_like(seeds, params.max_new_tokens) if limits is None else limits.view_as(seeds)
+    done: dict[tuple[int, int], Trajectory] = {}
     learner, training = bare(model), model.training
     model.eval()
-    together = max(1, params.max_rows // count)
-    for start in range(0, len(order), together):
-        chosen = order[start : start + together]
-        rows = _decode(
-            learner, family, renderer, [prompts[i] for i in chosen], seeds[chosen].flatten(), params
-        )
-        for place, i in enumerate(chosen):
-            done[i] = rows[place * count : (place + 1) * count]
+
+    def decode(batch: list[Share]) -> None:
+        rows = list(rows_of(batch))
+        chosen = [prompts[share.prompt] for share in batch]
+        owner = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(share) for share in batch]))
+        places = torch.tensor([i * count + n for i, n in rows])
+        decoding = _Rows(renderer, params, seeds.flatten()[places], limits.flatten()[places])
+        completed = _decode(learner, family, renderer.pad_id, chosen, owner, decoding)
+        done.update(zip(rows, completed, strict=True))
+
+    in_batches(learner, [len(p) for p in prompts], count, params, decode, shared=True)
     model.train(training)
-    return done
+    return [[done[i, n] for n in range(count)] for i in range(len(prompts))]
 
 
 def _decode(
     model: Any,
     family: Family,
-    renderer: Renderer,
+    pad_id: int,
     prompts: Sequence[Rendered],
-    seeds: torch.Tensor,
-    params: SamplingParams,
+    owner: torch.Tensor,
+    rows: _Rows,
 ) -> list[Trajectory]:
-    """All rows of some prompts: `seeds` int64 [R], a prompt's rows together."""
+    """All rows of some prompts; `owner` int64 [R] says whose."""
     device = next(model.parameters()).device
-    count = len(seeds)
-    owner = torch.arange(len(prompts)).repeat_interleave(count // len(prompts))
-    logits, positions, cache = _prefill(model, family, renderer.pad_id, prompts, owner)
+    logits, positions, cache = _prefill(model, family, pad_id, prompts, owner)
     here = owner.to(device)
-    logits, positions, seeds = logits[here], positions[..., here], seeds.to(device)
-    banned = as_ids(renderer.placeholder_ids, device)
-    ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
-    ends[as_ids(renderer.eos_ids, device)] = True
-    ids = torch.full((count, params.max_new_tokens), renderer.pad_id, dtype=torch.long, device=device)
-    logprobs = torch.zeros((count, params.max_new_tokens), device=device)
-    alive = torch.arange(count, device=device)  # the rows still in decoding, where the cache holds them
-    open_ = torch.ones(count, dtype=torch.bool, device=device)
+    logits, positions = logits[here], positions[..., here]
+    rows.start(logits)
     embed = model.get_input_embeddings()
     seen = torch.ones(
         1, 1, 1, 1, dtype=torch.bool, device=device
     )  # 4-D, taken as it is: the cache knows better
-    every = 1 if device.type == "cpu" else LOOK_EVERY
     with _attention(model):
-        for step in range(params.max_new_tokens):
-            tokens, known = draw(logits, banned, seeds, step, params)
-            ids[alive, step] = tokens
-            logprobs[alive, step] = known
-            open_ &= ~ends[tokens]
-            if step + 1 == params.max_new_tokens:
-                break
-            if (step + 1) % every == 0 and not open_.all():
-                if not open_.any():
+        for step in range(rows.params.max_new_tokens):
+            tokens = rows.draw(logits, step)
+            stay = rows.staying(step)
+            if stay is not None:
+                if not stay.any():
                     break
-                stay = cache.keep(open_.cpu()).to(device)
-                alive, seeds, positions, tokens = alive[stay], seeds[stay], positions[..., stay], tokens[stay]
-                open_ = torch.ones_like(stay, dtype=torch.bool)
+                kept = cache.keep(stay).to(device)
+                rows.keep(kept)
+                positions, tokens = positions[..., kept], tokens[kept]
             logits = model(
                 inputs_embeds=embed(tokens.unsqueeze(-1)),
                 attention_mask=seen,
@@ -128,7 +129,66 @@ def _decode(
                 use_cache=True,
                 forked=cache,
             ).logits[:, -1]
-    return [trajectory(row, renderer, line) for row, line in zip(ids.cpu(), logprobs.cpu(), strict=True)]
+    return rows.trajectories()
+
+
+class _Rows:
+    """What the rows of a batch have written, and which of them go on; `seeds` and `limits` are int64 [R]."""
+
+    def __init__(
+        self, renderer: Renderer, params: SamplingParams, seeds: torch.Tensor, limits: torch.Tensor
+    ) -> None:
+        self.renderer, self.params, self.seeds, self.limits = renderer, params, seeds, limits
+        self.stop = StopStrings(params.stop, renderer.decode)
+
+    def start(self, logits: torch.Tensor) -> None:
+        """Room for the rows of these logits [R, V], on their device."""
+        count, device = len(logits), logits.device
+        self.seeds, self.limits = self.seeds.to(device), self.limits.to(device)
+        self.banned = as_ids(self.renderer.placeholder_ids, device)
+        self.ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
+        self.ends[as_ids(self.renderer.eos_ids, device)] = True
+        shape = (count, self.params.max_new_tokens)
+        self.ids = torch.full(shape, self.renderer.pad_id, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(shape, device=device)
+        # the rows still in decoding, where the cache holds them, and which of those have not come to their end
+        self.alive = torch.arange(count, device=device)
+        self.open = torch.ones(count, dtype=torch.bool, device=device)
+        self.every = 1 if device.type == "cpu" else LOOK_EVERY
+
+    def draw(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """The next token of each row, int64 [R]."""
+        tokens, known = draw(logits, self.banned, self.seeds[self.alive], step, self.params)
+        self.ids[self.alive, step] = tokens
+        self.logprobs[self.alive, step] = known
+        self.open &= ~self.ends[tokens] & (self.limits[self.alive] > step + 1)
+        return tokens
+
+    def staying(self, step: int) -> torch.Tensor | None:
+        """Which rows go on, bool [R] on the CPU; None: all of those that are held."""
+        if step + 1 == self.params.max_new_tokens:
+            return torch.zeros(len(self.alive), dtype=torch.bool)
+        if (step + 1) % self.every:
+            return None
+        if self.params.stop:
+            first = step + 1 - self.every
+            begin = max(0, first - self.stop.tail)
+            rows = self.ids[self.alive, begin : step + 1].tolist()
+            stopped = [self.stop.end(row, first - begin) is not None for row in rows]
+            self.open &= ~torch.tensor(stopped, device=self.open.device)
+        if bool(self.open.all()) or (not self.params.drop_finished and bool(self.open.any())):
+            return None
+        return self.open.cpu()
+
+    def keep(self, kept: torch.Tensor) -> None:
+        """Row `kept[i]` now stands at place i; the others are gone."""
+        self.alive = self.alive[kept]
+        self.open = torch.ones_like(kept, dtype=torch.bool)
+
+    def trajectories(self) -> list[Trajectory]:
+        """All rows, cut at their ends."""
+        lines = zip(self.ids.cpu(), self.logprobs.cpu(), self.limits.tolist(), strict=True)
+        return [trajectory(row[:n], self.renderer, self.stop, line) for row, line, n in lines]
 
 
 def _prefill(
@@ -138,8 +198,8 @@ def _prefill(
     device = next(model.parameters()).device
     width = max(map(len, prompts))
     mask = torch.zeros(len(prompts), width, dtype=torch.bool)
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer
     logits, positions, start = [], [], 0
+    layers: list[ForkedLayer | ForkedState] = []
     for end in _batches(prompts):
         chosen = prompts[start:end]
         ids, seen, token_types = left_pad(chosen, pad_id)
@@ -148,25 +208,28 @@ def _prefill(
         ids = ids.to(device)
         # the one place where every model says itself where its prompts' tokens stand, M-RoPE included
         places = model._prepare_position_ids_for_generation(ids, dict(inputs))
-        cache = DynamicCache()  # without a config: sliding layers keep all columns too
+        cache = _prompt_cache(model)
         with _last_only(model):
             out = model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, **inputs)
         logits.append(out.logits[:, -1])
         positions.append(places[..., -1] + 1)
         mask[start:end, -ids.shape[1] :] = seen.bool()
-        for i, layer in enumerate(cache.layers):
-            if start == 0:
-                parts.append(
-                    tuple(
-                        x.new_zeros(len(prompts), x.shape[1], width, x.shape[3])
-                        for x in (layer.keys, layer.values)
-                    )
-                )
-            for whole, part in zip(parts[i], (layer.keys, layer.values), strict=True):
-                whole[start:end, :, -part.shape[2] :] = part
+        if start == 0:
+            layers = [forked_layer(layer, len(prompts), width) for layer in cache.layers]
+        for whole, part in zip(layers, cache.layers, strict=True):
+            whole.put(start, end, part)
         start = end
-    layers = [ForkedLayer(*pair, rows=len(owner)) for pair in parts]
+    for layer in layers:
+        layer.fork(owner.to(device))
     return torch.cat(logits), torch.cat(positions, dim=-1), ForkedCache(layers, mask.to(device), owner)
+
+
+def _prompt_cache(model: Any) -> DynamicCache:
+    """An empty cache whose sliding layers keep all columns, as full ones do."""
+    kinds = DynamicCache(config=model.get_decoder().config).layers
+    cache = DynamicCache()
+    cache.layers = [layer if isinstance(layer, ForkedState.BASE) else DynamicLayer() for layer in kinds]
+    return cache
 
 
 def _batches(prompts: Sequence[Rendered]) -> Iterator[int]:

@@ -1,8 +1,8 @@
 """Keys and values of rows that share prompts: each prompt's once, and each row's own behind them.
 
-Nothing is copied per row: a row's query meets its prompt's keys where they are, all rows of a prompt in one product,
-and one softmax runs over the prompt's scores and the row's own. Rows that end leave, and the last rows take their
-places.
+No columns are copied per row: a row's query meets its prompt's keys where they are, all rows of a prompt in one
+product, and one softmax runs over the prompt's scores and the row's own. Rows that end leave, and the last rows take
+their places. A layer of linear attention keeps a state instead of columns, and that is copied for each row.
 
 Shapes: P prompts of width W (padded on the left), R rows in decoding, H heads, K key/value heads, D their width, t
 tokens that every row has written.
@@ -10,27 +10,46 @@ tokens that every row has written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, LinearAttentionLayer
 
 NAME = "mmreason_forked"
 FIRST = 64  # tokens a row's buffer holds at first; it doubles when it is full
 
 
 class ForkedLayer(CacheLayerMixin):
-    """One layer: `prompt_keys`, `prompt_values` [P, K, W, D], and buffers [R, K, capacity, D] of the rows' own."""
+    """One layer: `prompt_keys`, `prompt_values` [P, K, W, D], and buffers [R, K, capacity, D] of the rows' own.
 
-    def __init__(self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, rows: int) -> None:
+    `put` takes the prompts in, `fork` makes the buffers.
+    """
+
+    def __init__(self, prefilled: DynamicLayer, prompts: int, width: int) -> None:
         super().__init__()
-        self.prompt_keys, self.prompt_values = prompt_keys, prompt_values
-        self.keys, self.values = (
-            part.new_empty(rows, part.shape[1], FIRST, part.shape[3]) for part in (prompt_keys, prompt_values)
+        self.prompt_keys, self.prompt_values = (
+            part.new_zeros(prompts, part.shape[1], width, part.shape[3])
+            for part in (prefilled.keys, prefilled.values)
         )
         self.is_initialized = True
         self.written = 0
+
+    def put(self, start: int, end: int, prefilled: DynamicLayer) -> None:
+        """Prompts `start` to `end` (without it), [p, K, w, D] with w <= W, padded on the left."""
+        for whole, part in (
+            (self.prompt_keys, prefilled.keys),
+            (self.prompt_values, prefilled.values),
+        ):
+            whole[start:end, :, -part.shape[2] :] = part
+
+    def fork(self, owner: torch.Tensor) -> None:
+        """Room for the rows; `owner` is int64 [R]."""
+        self.keys, self.values = (
+            part.new_empty(len(owner), part.shape[1], FIRST, part.shape[3])
+            for part in (self.prompt_keys, self.prompt_values)
+        )
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -73,6 +92,54 @@ class ForkedLayer(CacheLayerMixin):
         return -1
 
 
+class ForkedState(LinearAttentionLayer):
+    """One layer of linear attention, which keeps no columns but a state: [P, ...] of the prompts, then [R, ...]."""
+
+    BASE = LinearAttentionLayer
+
+    def put(self, start: int, end: int, prefilled: LinearAttentionLayer) -> None:
+        """The states of prompts `start` to `end` (without it), which come in order."""
+        for mine, theirs in zip(_states(self), _states(prefilled), strict=True):
+            for name, part in theirs.items():
+                if part is not None:
+                    mine[name] = part if start == 0 else torch.cat([mine[name], part])
+        for attribute in (
+            "conv_kernel_size",
+            "has_previous_state",
+            "is_conv_states_initialized",
+            "is_recurrent_states_initialized",
+            "device",
+            "dtype",
+        ):
+            setattr(self, attribute, getattr(prefilled, attribute))
+
+    def fork(self, owner: torch.Tensor) -> None:
+        """A copy of its prompt's state for each row: what a row writes into its own is not its siblings'."""
+        self.reorder_cache(owner)
+
+    def move(self, to: torch.Tensor, origin: torch.Tensor, rows: int) -> None:
+        """Rows `origin` take the places `to`; the first `rows` stay."""
+        for states in _states(self):
+            for name, part in states.items():
+                if part is not None:
+                    part[to] = part[origin]
+                    states[name] = part[:rows]
+
+    def move_prompts(self, to: torch.Tensor, origin: torch.Tensor, prompts: int) -> None:
+        """Nothing: a prompt's state is in its rows'."""
+
+
+def _states(layer: LinearAttentionLayer) -> tuple[dict[int, Any], dict[int, Any]]:
+    return layer.conv_states, layer.recurrent_states
+
+
+def forked_layer(prefilled: Any, prompts: int, width: int) -> ForkedLayer | ForkedState:
+    """An empty layer of the kind of a prefilled one, for so many prompts of so many columns."""
+    if isinstance(prefilled, ForkedState.BASE):
+        return ForkedState(number_of_states=prefilled.number_of_states)
+    return ForkedLayer(prefilled, prompts, width)
+
+
 class ForkedCache(Cache):
     """All layers, which prompt each row belongs to, and where its queries stand beside those of its siblings.
 
@@ -84,8 +151,10 @@ class ForkedCache(Cache):
     Example: two prompts forked twice: owner [0, 0, 1, 1]. When row 1 ends, row 3 takes its place: [0, 1, 1].
     """
 
-    def __init__(self, layers: list[ForkedLayer], mask: torch.Tensor, owner: torch.Tensor) -> None:
-        super().__init__(layers=layers)
+    def __init__(
+        self, layers: Sequence[ForkedLayer | ForkedState], mask: torch.Tensor, owner: torch.Tensor
+    ) -> None:
+        super().__init__(layers=list(layers))
         self.mask = mask
         self.owner = owner
         self._arrange()

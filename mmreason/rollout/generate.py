@@ -1,7 +1,8 @@
 """The plain rollout: every prompt repeated G times through transformers' own `generate`.
 
 It is the oracle that faster engines are held against, and their named fallback. Media placeholders are banned in
-sampling, since a sampled placeholder would later claim a feature that no encoder made.
+sampling, since a sampled placeholder would later claim a feature that no encoder made. Greedy choices are
+transformers' own; sampled ones are drawn as every engine here draws them, so that one seed gives one completion.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor, StoppingCriteria
 
 from mmreason.model.family import Family, media_inputs
 from mmreason.render import Renderer
-from mmreason.rollout.sampling import SamplingParams
+from mmreason.rollout.budget import Share, in_batches, rows_of
+from mmreason.rollout.sampling import SamplingParams, as_ids, draw, fresh_seeds
+from mmreason.rollout.stopping import StopStrings
 from mmreason.types import Rendered, Trajectory
 
 
@@ -24,48 +28,48 @@ def generate(
     prompts: Sequence[Rendered],
     count: int,
     params: SamplingParams,
+    seeds: torch.Tensor | None = None,
 ) -> list[list[Trajectory]]:
-    """`count` completions for each prompt, in the prompts' order.
+    """`count` completions for each prompt, in the prompts' order; sampled ones with their tokens' log-probabilities.
 
-    Sampling reads torch's global generator, so the caller's seed (or a restored state) decides the draw.
+    Args:
+        seeds: int64 [prompts x count], one for each row, a prompt's rows together; None: drawn from torch's global
+            generator, so the caller's seed (or a restored state) decides the draw (greedy draws nothing).
+
+    Raises:
+        ValueError: not even one row fits into memory.
     """
-    rows = [(index, prompt) for index, prompt in enumerate(prompts) for _ in range(count)]
-    order = sorted(
-        range(len(rows)), key=lambda i: (len(rows[i][1]), i)
-    )  # like lengths together: less padding
-    done: list[Trajectory | None] = [None] * len(rows)
+    seeds = fresh_seeds(len(prompts), count, params) if seeds is None else seeds.view(len(prompts), count)
+    done: dict[tuple[int, int], Trajectory] = {}
     training = model.training
     model.eval()
-    for start in range(0, len(order), params.max_rows):
-        chosen = order[start : start + params.max_rows]
-        completions = _decode_rows(model, family, renderer, [rows[i][1] for i in chosen], params)
-        for i, completion in zip(chosen, completions, strict=True):
-            done[i] = completion
+
+    def decode(batch: list[Share]) -> None:
+        rows = list(rows_of(batch))
+        chosen = torch.stack([seeds[i, n] for i, n in rows])
+        completed = _decode_rows(model, family, renderer, [prompts[i] for i, _ in rows], params, chosen)
+        done.update(zip(rows, completed, strict=True))
+
+    in_batches(model, [len(p) for p in prompts], count, params, decode, shared=False)
     model.train(training)
-    out: list[list[Trajectory]] = [[] for _ in prompts]
-    for (index, _), trajectory in zip(rows, done, strict=True):
-        assert trajectory is not None
-        out[index].append(trajectory)
-    return out
+    return [[done[i, n] for n in range(count)] for i in range(len(prompts))]
 
 
 @torch.no_grad()
 def _decode_rows(
-    model: Any, family: Family, renderer: Renderer, rows: Sequence[Rendered], params: SamplingParams
+    model: Any,
+    family: Family,
+    renderer: Renderer,
+    rows: Sequence[Rendered],
+    params: SamplingParams,
+    seeds: torch.Tensor,
 ) -> list[Trajectory]:
     device = next(model.parameters()).device
     ids, mask, token_types = left_pad(rows, renderer.pad_id)
     inputs = media_inputs(family, concat_media(rows), token_types)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if not params.greedy:
-        sampling = {
-            "do_sample": True,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-            "min_p": params.min_p,
-            "typical_p": 1.0,
-        }
+    stop = StopStrings(params.stop, renderer.decode)
+    banned = as_ids(renderer.placeholder_ids, device)
+    drawing = None if params.greedy else _Draw(banned, seeds.to(device), ids.shape[1], params)
     out = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
@@ -77,24 +81,63 @@ def _decode_rows(
         # A checkpoint's generation_config may bend the distribution; training scores the one that is sampled from.
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        **sampling,
+        do_sample=False,
+        logits_processor=[] if drawing is None else [drawing],
+        stopping_criteria=[_Stops(stop, ids.shape[1])] if params.stop else [],
     )
     completions = out[:, ids.shape[1] :].cpu()
-    return [trajectory(row, renderer) for row in completions]
+    known = [None] * len(rows) if drawing is None else torch.stack(drawing.logprobs, dim=1).cpu()
+    return [trajectory(row, renderer, stop, line) for row, line in zip(completions, known, strict=True)]
 
 
-def trajectory(row: torch.Tensor, renderer: Renderer, logprobs: torch.Tensor | None = None) -> Trajectory:
-    """Cut one decoded row after its first end token; a row without one ran into the length limit."""
+class _Draw(LogitsProcessor):
+    """Leaves one token of each row to be chosen: the one that this row's seed draws at this step."""
+
+    def __init__(self, banned: torch.Tensor, seeds: torch.Tensor, width: int, params: SamplingParams) -> None:
+        self.banned, self.seeds, self.width, self.params = banned, seeds, width, params
+        self.logprobs: list[torch.Tensor] = []  # of each step, [R]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        tokens, logprobs = draw(scores, self.banned, self.seeds, input_ids.shape[1] - self.width, self.params)
+        self.logprobs.append(logprobs)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens.unsqueeze(-1), 0.0)
+
+
+class _Stops(StoppingCriteria):
+    """Ends a row behind a stop string in what it wrote; `width` columns before that are the prompt."""
+
+    def __init__(self, stop: StopStrings, width: int) -> None:
+        self.stop, self.width = stop, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        rows = input_ids[:, self.width :].tolist()
+        ended = [self.stop.end(row, len(row) - 1) is not None for row in rows]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+def trajectory(
+    row: torch.Tensor,
+    renderer: Renderer,
+    stop: StopStrings | None = None,
+    logprobs: torch.Tensor | None = None,
+) -> Trajectory:
+    """Cut one decoded row after its first end token or stop string; one without either ran into the length limit.
+
+    The text is without the end token, but with the stop string.
+    """
     ends = torch.isin(row, torch.tensor(sorted(renderer.eos_ids)))
-    stopped = bool(ends.any())
-    length = int(ends.float().argmax()) + 1 if stopped else row.numel()
-    ids = row[:length].clone()
-    text = renderer.decode(ids[:-1] if stopped else ids)
+    ended = bool(ends.any())
+    length = int(ends.float().argmax()) + 1 if ended else row.numel()
+    stopped = None if stop is None else stop.end(row[:length].tolist())
+    if stopped is not None and (stopped < length or not ended):
+        ended, length, text = True, stopped, renderer.decode(row[:stopped])
+    else:
+        text = renderer.decode(row[: length - 1] if ended else row)
     return Trajectory(
-        ids=ids,
+        ids=row[:length].clone(),
         sampled=torch.ones(length, dtype=torch.bool),
         text=text,
-        finish="stop" if stopped else "length",
+        finish="stop" if ended else "length",
         logprobs=None if logprobs is None else logprobs[:length].clone(),
     )
 

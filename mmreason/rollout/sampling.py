@@ -25,12 +25,22 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     greedy: bool = False
+    stop: tuple[str, ...] = ()  # text that ends a completion; it stays in it
     max_rows: int = 256  # rows decoded at once
+    kv_bytes: int | None = None  # of keys and values at once; None: as many as max_rows need
+    drop_finished: bool = True  # False: rows that ended are decoded on until the last one ends, to measure by
 
 
 def row_seeds(count: int) -> torch.Tensor:
     """`count` fresh seeds, int64 [count], of torch's global generator: its seed or restored state decides the draws."""
     return torch.randint(0, 2**63 - 1, (count,), dtype=torch.int64)
+
+
+def fresh_seeds(prompts: int, count: int, params: SamplingParams) -> torch.Tensor:
+    """Seeds int64 [prompts, count] for `count` rows of each prompt; zeros, and nothing drawn, where none is needed."""
+    if params.greedy:
+        return torch.zeros(prompts, count, dtype=torch.int64)
+    return row_seeds(prompts * count).view(prompts, count)
 
 
 def uniforms(seeds: torch.Tensor, step: int) -> torch.Tensor:

@@ -188,8 +188,13 @@ def readable(context: Context, samples: Sequence[Sample]) -> list[Sample]:
 def greedy(context: Context, prompt: Callable[[Sample], Rendered | None] | None = None) -> Generate:
     """A `Generate` over the run's model: one greedy completion for each sample, shown by `prompt` (the run's feed)."""
     show = prompt or context.feed.prompt
+    config = context.recipe.eval
     params = SamplingParams(
-        context.recipe.eval.max_completion_length, greedy=True, max_rows=context.recipe.eval.batch_size
+        config.max_completion_length,
+        greedy=True,
+        stop=tuple(config.stop_strings),
+        max_rows=config.batch_size,
+        kv_bytes=context.recipe.rollout.kv_cache_memory_bytes,
     )
 
     def answer(samples: Sequence[Sample]) -> list[tuple[str, int]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from mmreason.curriculum import make_gate, make_sampler
-from mmreason.objective import advantages, grpo_samples, token_weights_tw
+from mmreason.objective import advantages, grpo_samples, tw_grpo
 from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
@@ -161,7 +160,14 @@ class GRPO:
         if not pairs:
             return []
         params = SamplingParams(
-            stage.max_completion_length, stage.temperature, stage.top_p, stage.top_k, stage.min_p
+            stage.max_completion_length,
+            stage.temperature,
+            stage.top_p,
+            stage.top_k,
+            stage.min_p,
+            stop=tuple(stage.stop_strings),
+            max_rows=context.recipe.rollout.max_rows,
+            kv_bytes=context.recipe.rollout.kv_cache_memory_bytes,
         )
         complete = engine(context.model, context.recipe.shared_prefix)
         completed = complete(
@@ -214,12 +220,7 @@ class GRPO:
         stage = self.stage
         weights = None
         if stage.token_weight.name == "tw_grpo":
-            weights = partial(
-                token_weights_tw,
-                alpha_max=stage.token_weight.alpha_max,
-                form=stage.token_weight.form,
-                chunk=64,
-            )
+            weights = tw_grpo(stage.token_weight.alpha_max, stage.token_weight.form)
         return Objective(
             banned=tuple(sorted(self.context.renderer.placeholder_ids)),
             temperature=stage.temperature,

@@ -29,13 +29,6 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
 
 
 def text_model(model_type: str, **more: Any) -> Any:
@@ -65,9 +58,9 @@ def test_the_plain_one_elsewhere_and_its_reason_once(
         engine(capped, "require")
 
 
-def test_layers_with_a_state_are_named() -> None:
-    reason = forked.unsupported(text_model("qwen3_next", num_experts=0, **LINEAR))
-    assert reason is not None and "another kind" in reason and "linear_attention" in reason
+def test_strange_layers_are_named() -> None:
+    reason = forked.unsupported(text_model("lfm2", layer_types=["conv", "full_attention"]))
+    assert reason is not None and "another kind" in reason and "conv" in reason
 
 
 @pytest.mark.parametrize("written, read", [("off", "off"), (False, "off"), ("require", "require")])

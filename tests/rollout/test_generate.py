@@ -15,6 +15,7 @@ from mmreason.model.family import media_inputs
 from mmreason.model.load import Loaded, load_model
 from mmreason.objective import grpo_samples
 from mmreason.render import Renderer
+from mmreason.rollout import forked
 from mmreason.rollout.generate import SamplingParams, generate, left_pad, trajectory
 from mmreason.schema import ModelConfig
 from mmreason.train.distributed import make_backend
@@ -134,23 +135,11 @@ def test_completions_come_in_the_order_of_the_prompts(assembled: Loaded) -> None
 
 @pytest.mark.parametrize("temperature", [0.6, 1.7])
 def test_training_sees_the_probabilities_that_sampling_used(loaded: Loaded, temperature: float) -> None:
-    """`generate`'s own processed scores of the sampled tokens, against the step's log-probabilities."""
+    """The sampler's log-probabilities of its tokens, against the step's."""
     renderer = Renderer(loaded.processor)
-    scores: list[torch.Tensor] = []
-    plain = loaded.model.generate
-
-    def listening(**arguments: Any) -> torch.Tensor:
-        out = plain(**arguments, output_scores=True, return_dict_in_generate=True)
-        scores.append(torch.stack(out.scores, dim=1).log_softmax(-1))
-        return out.sequences
-
-    loaded.model.generate = listening
     prompts = prompts_of(renderer)
     params = SamplingParams(7, temperature=temperature, max_rows=2)
     groups = generate(loaded.model, loaded.family, renderer, prompts, 2, params)
-    loaded.model.generate = plain
-    # one prompt's two rows were decoded together, shortest prompt first
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     trainer: Any = SimpleNamespace(
         family=loaded.family,
         backend=make_backend("plain"),
@@ -159,10 +148,10 @@ def test_training_sees_the_probabilities_that_sampling_used(loaded: Loaded, temp
         bf16=False,
     )
     objective = Objective(banned=renderer.placeholder_ids, temperature=temperature)
-    for decoded, i in zip(scores, order, strict=True):
+    for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
         sample, _ = picture_sample(i)
         rows = grpo_samples(
-            Group(sample, prompts[i], tuple(groups[i])),
+            Group(sample, prompt, tuple(group)),
             [1.0, -1.0],
             loss_type="dapo",
             beta=0.0,
@@ -171,9 +160,21 @@ def test_training_sees_the_probabilities_that_sampling_used(loaded: Loaded, temp
             group_id=0,
         )
         ours = fixed_logprobs(loaded.model, trainer, rows, objective)
-        for row, line, sampled in zip(groups[i], ours, decoded, strict=True):
-            theirs = sampled[: len(row)].gather(-1, row.ids[:, None])[:, 0]
-            torch.testing.assert_close(line[len(prompts[i]) :], theirs, atol=1e-5, rtol=0)  # measured 1e-6
+        for row, line in zip(group, ours, strict=True):
+            assert row.logprobs is not None
+            known = line[len(prompt) :]
+            torch.testing.assert_close(known, row.logprobs, atol=1e-5, rtol=0)  # measured 1e-6
+
+
+def test_a_seed_gives_the_completion_that_the_forked_engine_writes(loaded: Loaded) -> None:
+    renderer = Renderer(loaded.processor)
+    prompts = prompts_of(renderer)
+    params = SamplingParams(9, temperature=1.3, top_p=0.95, top_k=60)
+    seeds = torch.arange(12) * 31 + 5
+    model, family = loaded.model, loaded.family
+    plain = generate(model, family, renderer, prompts, 3, params, seeds)
+    assert written(plain) == written(forked.generate(model, family, renderer, prompts, 3, params, seeds))
+    assert written(plain) != written(generate(model, family, renderer, prompts, 3, params, seeds + 1))
 
 
 def test_a_row_ends_at_its_first_end_token(assembled_folder: Path) -> None:
