@@ -1,9 +1,10 @@
-"""Small films and sounds made in process: MP4 by PyAV, WAV by hand."""
+"""Small films and sounds made in process: MP4 and MP3 by PyAV, WAV by hand."""
 
 from __future__ import annotations
 
 import struct
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -53,6 +54,21 @@ def mp4(
                 container.mux(track.encode(samples))
                 container.mux(track.encode())
         return path.read_bytes()
+
+
+def mp3(sound: np.ndarray, *, cover: bytes, rate: int = 16_000) -> bytes:
+    """A song of `sound` float32 [S] with the PNG `cover` in its ID3 tag."""
+    out = BytesIO()
+    with av.open(out, "w", format="mp3", options={"id3v2_version": "0"}) as container:
+        track = container.add_stream("libmp3lame", rate=rate, layout="mono")
+        samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        samples.sample_rate, samples.pts = rate, 0
+        container.mux(track.encode(samples))
+        container.mux(track.encode())
+    picture = b"\0image/png\0\3\0" + cover
+    tag = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
+    seven = bytes((len(tag) >> shift) & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + seven + tag + out.getvalue()
 
 
 def wav(values: np.ndarray, rate: int = 16_000) -> bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 import zipfile
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from qwen_vl_utils.vision_process import smart_nframes
 
 from mmreason.data.media import MediaError, MediaLimits, check, decode
@@ -17,10 +19,10 @@ from mmreason.data.media import video as room
 from mmreason.data.media.container import Track
 from mmreason.data.media.video import by_decord, by_pyav, plan_video, sample_indices
 from mmreason.types import MediumRef
-from tests.data.clips import frame, mp4, tone, wav
+from tests.data.bad_media import REAL, without_data
+from tests.data.clips import frame, mp3, mp4, tone, wav
 
 LIMITS = MediaLimits()
-REAL = Path(__file__).parents[3] / "shared" / "data" / "video"  # real recordings, beside the repository
 FILM = mp4(sound=tone())
 
 
@@ -58,10 +60,39 @@ def test_as_many_frames_as_qwen_vl_utils_takes(total: int, fps: float, rate: flo
     assert got[0] == 0 and got[-1] == total - 1 and (np.diff(got) > 0).all()
 
 
-def test_one_frame_is_a_video_too() -> None:
-    medium = decode(inline(mp4(1)), LIMITS)
-    assert medium.frames is not None and medium.frames.shape[0] == 1
+def test_one_frame_may_be_wanted() -> None:
     assert sample_indices(100, 25.0, MediaLimits(max_frames=1)).tolist() == [0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "film"])
+def test_a_still_is_no_video(kind: str) -> None:
+    """FFmpeg takes pictures for videos of one frame; qwen-vl-utils refuses one frame, and so do we, by name."""
+    out = BytesIO()
+    if kind != "film":
+        Image.new("RGB", (64, 64), "red").save(out, kind)
+    content = out.getvalue() or mp4(1)
+    for look in (decode, check):
+        with pytest.raises(MediaError, match="a.mp4: got 1 frame; a video has 2 or more.* as an image"):
+            look(MediumRef("video", "a.mp4", content=content), LIMITS)
+    with pytest.raises(ValueError, match="nframes should in interval"):
+        smart_nframes({"fps": 2.0}, 1, 25.0)
+
+
+def test_a_picture_that_moves_is_a_video() -> None:
+    out = BytesIO()
+    first, *rest = [Image.fromarray(frame(i)) for i in range(8)]
+    first.save(out, "GIF", save_all=True, append_images=rest, duration=250)
+    assert decode(inline(out.getvalue()), LIMITS).frames is not None
+
+
+def test_the_cover_of_a_song_is_no_video() -> None:
+    """Its picture is a stream of one packet that is never shown."""
+    out = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, "PNG")
+    content = mp3(tone(), cover=out.getvalue())
+    with pytest.raises(MediaError, match="a.mp3: got no video stream"):
+        decode(MediumRef("video", "a.mp3", content=content), LIMITS)
+    assert decode(inline(content, "audio"), LIMITS).waveform is not None
 
 
 @pytest.mark.parametrize(
@@ -103,14 +134,6 @@ def test_a_damaged_stream_is_named(name: str, reader: str, monkeypatch: pytest.M
     content = real(name) if name.endswith("mp4") else without_data(FILM)
     with pytest.raises(MediaError, match=r"bad.mp4: the video (cannot be read|is torn)|frames decode"):
         decode(MediumRef("video", "bad.mp4", content=content), LIMITS)
-
-
-def without_data(content: bytes) -> bytes:
-    """The stream's bytes are noise; header and index are whole."""
-    start = content.index(b"mdat") + 4
-    end = content.index(b"moov") - 4
-    noise = np.random.default_rng(0).integers(0, 256, end - start, dtype=np.uint8).tobytes()
-    return content[:start] + noise + content[end:]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

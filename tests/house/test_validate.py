@@ -18,6 +18,7 @@ from mmreason.model.load import Loaded
 from mmreason.recipe import build_recipe
 from mmreason.validate import validate, validate_file
 from tests.data import clips
+from tests.data.bad_media import write_rows
 from tests.tiny import WHISPER, tiny_native
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +148,16 @@ def test_films_and_sounds_are_ready_or_named(tmp_path: Path) -> None:
     assert len(problems) == len(bad)
 
 
+def test_every_film_and_sound_that_training_would_refuse_is_named(tmp_path: Path) -> None:
+    """The very rows that tests/train/test_bad_media.py trains on."""
+    path, why = write_rows(tmp_path / "films")
+    whole = recipe(tmp_path, [row()], model=HEARS, data={"mine": {"path": str(path)}})
+    problems = validate(build_recipe(whole)).problems
+    assert len(problems) == len(why)
+    for name, reason in why.items():
+        assert any(f"data.mine, row {name}: {reason}" in p for p in problems), (name, problems)
+
+
 @pytest.mark.parametrize("decoded", [1000, 1])
 def test_a_sound_longer_than_the_window_is_named_in_any_row(
     tmp_path: Path, decoded: int, monkeypatch: pytest.MonkeyPatch
@@ -263,6 +274,18 @@ def test_a_missing_file_a_missing_model_and_a_missing_plugin_together(tmp_path: 
     problems = "\n".join(check(tmp_path, [row()], *overrides, "plugins=[mmreason_nothing]"))
     for name in ("nowhere.jsonl", "./no/model", "mmreason_nothing"):
         assert name in problems
+
+
+def test_a_model_of_the_hub_that_is_not_here_is_named(tmp_path: Path) -> None:
+    """Offline (as all tests are) a hub's name is only as good as the cache; a run says so before it begins."""
+    absent = recipe(tmp_path, [row()], model={"model_name_or_path": "Qwen/Qwen2.5-VL-7B-Absent"})
+    (problem,) = validate(build_recipe(absent)).problems
+    assert problem.startswith(
+        "model_name_or_path 'Qwen/Qwen2.5-VL-7B-Absent' is neither a folder with a model"
+    )
+    assert "couldn't find them in the cached files" in problem
+    with pytest.raises(ValueError, match="Qwen/Qwen2.5-VL-7B-Absent"):
+        train(build_recipe(absent))
 
 
 def test_grpo_rows_need_a_solution(tmp_path: Path) -> None:

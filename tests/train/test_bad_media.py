@@ -10,7 +10,7 @@ import pytest
 
 from mmreason.schema import Recipe
 from mmreason.train.run import train
-from tests.data import clips
+from tests.data.bad_media import BROKEN, write_rows
 from tests.tiny import WHISPER
 from tests.train import small
 from tests.train.killed import killed
@@ -47,46 +47,6 @@ def recipe(tmp_path: Path, broken: list[int], name: str = "run", **keys: Any) ->
     return small.recipe(tmp_path / name, data=data, **keys)
 
 
-WHOLE = {
-    "film": [("video", "film.mp4")],
-    "wave": [("audio", "wave.wav")],
-    "both": [("video", "film.mp4"), ("audio", "film.mp4")],
-}
-BROKEN = {
-    "torn": [("video", "torn.mp4")],
-    "mute": [("video", "mute.mp4"), ("audio", "mute.mp4")],
-    "nan": [("audio", "nan.wav")],
-    "long": [("audio", "long.wav")],
-    "no film": [("video", "wave.wav")],
-}
-
-
-def write_films(folder: Path, rows: dict[str, list[tuple[str, str]]]) -> Path:
-    """rows.jsonl with a row for each entry's media, given as typed parts; the files lie beside it."""
-    folder.mkdir()
-    film = clips.mp4(16, sound=clips.tone(2.0), movflags="faststart")
-    broken = clips.tone(2.0)
-    broken[5] = float("nan")
-    files = {
-        "film.mp4": film,
-        "torn.mp4": film[: len(film) // 2],
-        "mute.mp4": clips.mp4(16),
-        "wave.wav": clips.wav(clips.tone(2.0)),
-        "nan.wav": clips.wav(broken),
-        "long.wav": clips.wav(clips.tone(5.0)),
-    }
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    lines = []
-    for name, media in rows.items():
-        parts = [{"type": kind, kind: file} for kind, file in media] + [{"type": "text", "text": "which?"}]
-        truth = {"solution": "red", "problem_type": "single_choice", "options": ["red", "blue"]}
-        lines.append({"id": name, "messages": [{"role": "user", "content": parts}], **truth})
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
 def quarantined(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
 
@@ -110,11 +70,11 @@ def test_a_broken_picture_is_named_once_and_the_run_goes_on(tmp_path: Path) -> N
 
 
 def test_broken_films_and_sounds_are_named_each_for_its_own_fault(tmp_path: Path) -> None:
-    rows = write_films(tmp_path / "films", WHOLE | BROKEN)
+    rows, why = write_rows(tmp_path / "films")
     hears = {
         "assemble": small.ASSEMBLE | {"audio": [WHISPER | {"max_source_positions": 200, "audio_merge": 10}]}
     }
-    stages = [SFT | {"rationale": "none"}, GRPO]
+    stages = [SFT | {"rationale": "none"}, GRPO | {"gate": GRPO["gate"] | {"max_rounds": 20}}]
     data = {"rows": {"path": str(rows)}}
     train(
         small.recipe(
@@ -122,18 +82,10 @@ def test_broken_films_and_sounds_are_named_each_for_its_own_fault(tmp_path: Path
         )
     )
     said = {line["id"]: line for line in quarantined(tmp_path / "run")}
-    assert said.keys() == BROKEN.keys()
-    assert {name: line["medium"].split(", ")[-1] for name, line in said.items()} == {
-        name: files[-1][1] for name, files in BROKEN.items()
-    }
-    for name, why in (
-        ("torn", "torn.mp4: the video is torn"),
-        ("mute", "mute.mp4: got no sound track, only video"),
-        ("nan", "nan.wav: got 1 samples that are NaN"),
-        ("long", "long.wav: got 5.00 s of sound; this model hears at most 4.00 s"),
-        ("no film", "wave.wav: got no video stream, only audio"),
-    ):
-        assert why in said[name]["reason"]
+    assert said.keys() == why.keys()
+    for name, reason in why.items():
+        assert reason in said[name]["reason"]
+        assert said[name]["medium"].split(", ")[-1] == BROKEN[name][0][-1][1]
     assert all(line["rows"] == 4 for line in small.metrics(tmp_path / "run"))
 
 

@@ -57,9 +57,14 @@ def plan_video(data: bytes, name: str, limits: MediaLimits) -> Plan:
     with reading(name, "video", ALLOWED), opened(data, name, "video") as (container, stream):
         track = survey(container, stream, name, limits)
         total, span = len(track.times), track.end - float(track.times[0])
-        if span <= 0 and total > 1:
+        if total < FRAME_FACTOR:
+            raise MediaError(
+                f"{name}: got {total} frame; a video has {FRAME_FACTOR} or more (for qwen-vl-utils too): give a "
+                "picture as an image, or remove its row"
+            )
+        if span <= 0:
             raise MediaError(f"{name}: got {total} frames in {span:.2f} s; write the video anew")
-        fps = float(stream.average_rate or 0) or (total / span if span > 0 else 1.0)
+        fps = float(stream.average_rate or 0) or total / span
         width, height = stream.codec_context.width, stream.codec_context.height
     indices = sample_indices(total, fps, limits)
     pixels = len(indices) * width * height
@@ -74,8 +79,8 @@ def plan_video(data: bytes, name: str, limits: MediaLimits) -> Plan:
 def sample_indices(total: int, fps: float, limits: MediaLimits) -> np.ndarray:
     """Which of `total` frames at `fps` are kept: evenly from first to last, as many as qwen-vl-utils would keep.
 
-    That is its `smart_nframes` (an even number, at least 4 where there are so many); where it refuses (one frame is
-    there, or one is wanted), the first frame alone.
+    That is its `smart_nframes` (an even number, at least 4 where there are so many); where one frame is wanted
+    (`max_frames: 1`), which it refuses, the first alone.
 
     Example: 32 frames at 8 a second with 2 a second wanted are 8: [0, 4, 9, 13, 18, 22, 27, 31].
     """
