@@ -128,6 +128,19 @@ def test_missing_files_are_named(tmp_path: Path, path: str, message: str) -> Non
         decode(MediumRef("image", path, root=str(tmp_path)), LIMITS)
 
 
+def test_a_file_that_the_system_will_not_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(Image.fromarray(SEEN)))
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(MediaError, match=r"a.png: the file cannot be read .*Permission denied"):
+        decode(MediumRef("image", "a.png", root=str(tmp_path)), LIMITS)
+
+
 def test_missing_members_and_torn_archives_are_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("a.png", png(Image.fromarray(SEEN)))

@@ -24,7 +24,10 @@ def read_bytes(ref: MediumRef, limits: MediaLimits) -> bytes:
     if archive is None:
         path = locate(ref.path, ref.root)
         _bound(ref.path, path.stat().st_size, limits)
-        return path.read_bytes()
+        try:
+            return path.read_bytes()
+        except OSError as error:  # no permission, or a disk that is gone
+            raise MediaError(f"{ref.path}: the file cannot be read ({error})") from error
     path = locate(archive[1], ref.root)
     status = path.stat()
     try:
