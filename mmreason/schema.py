@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 StopString = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -324,6 +324,7 @@ class Recipe(Closed):
     save_total_limit: PositiveInt = 2
     resume_from_checkpoint: bool = True
     report_to: list[Literal["none", "tensorboard", "wandb"]] = []
+    dataloader_num_workers: NonNegativeInt = 0  # processes that decode the next steps' media; 0: the run's own
     on_bad_media: Literal["quarantine", "stop"] = "quarantine"
     max_bad_fraction: Fraction = 0.1  # quarantined share of a source above which the run stops
     max_image_pixels: PositiveInt = 16_777_216  # refused from the header, before decoding

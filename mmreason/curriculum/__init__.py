@@ -2,6 +2,6 @@
 
 from mmreason.curriculum.base import Gate, Sampler
 from mmreason.curriculum.gates import gate_problem, make_gate
-from mmreason.curriculum.samplers import SAMPLERS, make_sampler
+from mmreason.curriculum.samplers import SAMPLERS, make_sampler, peek
 
-__all__ = ["SAMPLERS", "Gate", "Sampler", "gate_problem", "make_gate", "make_sampler"]
+__all__ = ["SAMPLERS", "Gate", "Sampler", "gate_problem", "make_gate", "make_sampler", "peek"]

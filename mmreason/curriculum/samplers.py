@@ -5,6 +5,7 @@ Draws depend only on the seed, the pool and a few counters, so the counters are 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import random
@@ -128,6 +129,13 @@ class EasyToHard:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_pool(state, self.pool)
         self.calls, self.step, self.used = state["calls"], state["step"], list(state["used"])
+
+
+def peek(sampler: Sampler, n: int, step: int) -> list[Sample]:
+    """What `sampler.next(n, step)` will give; nothing is drawn."""
+    twin = copy.copy(sampler)
+    twin.load_state_dict(sampler.state_dict())
+    return twin.next(n, step)
 
 
 def difficulty_order(sample: Sample) -> tuple[bool, float, str, str]:

@@ -95,6 +95,13 @@ class Loader(Generic[Row]):
         self._credit[chosen] -= 1.0
         return self._replay[chosen].next() if chosen else self._main.next()
 
+    def peek(self, n: int) -> list[Row]:
+        """What `next(n)` will give; nothing is drawn."""
+        state = self.state_dict()
+        rows = self.next(n)
+        self.load_state_dict(state)
+        return rows
+
     @property
     def epoch_rows(self) -> float:
         """Rows to draw for one pass over the pool, the replayed ones between them counted."""

@@ -182,6 +182,7 @@ def _eval_recipe(
 
 def readable(context: Context, samples: Sequence[Sample]) -> list[Sample]:
     """The samples whose media can be read; the others are in quarantine by name."""
+    context.feed.ahead(lambda: samples)
     return [sample for sample in samples if context.feed.prompt(sample) is not None]
 
 

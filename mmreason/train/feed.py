@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mmreason.data.media import MediaError, MediaLimits, decode
+from mmreason.data.media.ahead import Decoders
 from mmreason.data.quarantine import Quarantine
 from mmreason.render import Renderer, RenderError
 from mmreason.schema import SFTStage, StageConfig
@@ -22,12 +23,19 @@ class Feed:
     """
 
     def __init__(
-        self, renderer: Renderer, limits: MediaLimits, quarantine: Quarantine, *, stop: bool
+        self,
+        renderer: Renderer,
+        limits: MediaLimits,
+        quarantine: Quarantine,
+        *,
+        stop: bool,
+        workers: int = 0,
     ) -> None:
         self.renderer = renderer
         self.limits = limits
         self.quarantine = quarantine
         self.stop = stop  # the recipe's on_bad_media: stop
+        self._decoders = Decoders(workers, limits) if workers else None
         self._cache: OrderedDict[tuple[str, str, str], Rendered] = OrderedDict()
         self._bytes = 0
         self._media: OrderedDict[tuple[str, str, str], DecodedMedium] = OrderedDict()
@@ -42,12 +50,27 @@ class Feed:
 
     def full(self, sample: Sample, stage: SFTStage) -> Rendered | None:
         """The sample with its target turns: loss on the assistant's tokens only."""
-        rendered = self._get(sample, f"full/{stage.name}")
+        rendered = self._get(sample, _how(stage))
         if rendered is None:
             return None
         prompt = int(rendered.sampled.float().argmax())
         fits = self._fits(sample, prompt, stage, "max_prompt_length")
         return rendered if fits and self._fits(sample, len(rendered), stage, "max_length") else None
+
+    def ahead(self, draw: Callable[[], Iterable[Sample]], stage: StageConfig | None = None) -> None:
+        """Let the worker processes decode what will be asked for next, `stage` as in `prompt` and `full`.
+
+        Without workers nothing happens, and `draw` is not called.
+        """
+        if self._decoders is None:
+            return
+        new = [sample for sample in draw() if (sample.source, sample.id, _how(stage)) not in self._cache]
+        self._decoders.ahead(list(dict.fromkeys(ref for sample in new for ref in sample.media)))
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._decoders is not None:
+            self._decoders.close()
 
     def _fits(self, sample: Sample, length: int, stage: StageConfig, key: str) -> bool:
         most = getattr(stage, key)
@@ -85,13 +108,16 @@ class Feed:
     def _decoded(self, ref: MediumRef) -> DecodedMedium:
         """The medium; questions on the same one come together, so the latest are kept."""
         if ref.content is not None:
-            return decode(ref, self.limits)
+            return self._decode(ref)
         key = (ref.kind, ref.root, ref.path)
         if key not in self._media:
-            self._media[key] = decode(ref, self.limits)
+            self._media[key] = self._decode(ref)
             while len(self._media) > MEDIA_KEPT:
                 self._media.popitem(last=False)
         return self._media[key]
+
+    def _decode(self, ref: MediumRef) -> DecodedMedium:
+        return decode(ref, self.limits) if self._decoders is None else self._decoders.decode(ref)
 
     def _refuse(self, sample: Sample, error: ValueError) -> None:
         """Name the row in quarantine, or stop where the recipe says so."""
@@ -99,6 +125,11 @@ class Feed:
             raise error
         names = ", ".join(ref.path or "inline bytes" for ref in sample.media)
         self.quarantine.add(sample.id, names, str(error), source=sample.source)
+
+
+def _how(stage: StageConfig | None) -> str:
+    """How a stage renders a row: its prompt alone, or with its target turns, which the stage has made."""
+    return f"full/{stage.name}" if isinstance(stage, SFTStage) else "prompt"
 
 
 def size(rendered: Rendered) -> int:

@@ -32,6 +32,7 @@ FREE_KEYS = (
     "logging_steps",
     "max_bad_fraction",
     "on_bad_media",
+    "dataloader_num_workers",
     "output_dir",  # the folder was moved, or is spelt in another way
 )
 _PACKAGES = (

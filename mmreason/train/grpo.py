@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmreason.curriculum import make_gate, make_sampler
+from mmreason.curriculum import make_gate, make_sampler, peek
 from mmreason.objective import advantages, grpo_samples, tw_grpo
 from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.engine import engine
@@ -85,6 +85,8 @@ class GRPO:
         groups, seen = self._groups()
         weighed = self._rollouts in self._weighed
         self._rollouts += 1
+        coming = self._per_rank * backend.world_size
+        self.context.feed.ahead(lambda: shard(peek(self.sampler, coming, self._rollouts), backend), stage)
         rewards = [[t.reward for t in group.trajectories] for group in groups]
         per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
         rows: list[TrainingSample] = []
@@ -127,12 +129,15 @@ class GRPO:
             weights = shown_weights(self.trainer, logged, objective)
             add_token_weights(lines[: len(logged)], ids, weights, self.context.renderer.decode)
 
+    @property
+    def _per_rank(self) -> int:
+        """Groups that a rank learns from in a step."""
+        stage = self.stage
+        return stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
+
     def _groups(self) -> tuple[list[Group], list[Group]]:
         """Groups that the gate admits, refilled for at most `max_rounds`; and all groups that were rolled out."""
-        stage, backend = self.stage, self.context.backend
-        per_rank = (
-            stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
-        )
+        stage, backend, per_rank = self.stage, self.context.backend, self._per_rank
         admitted: list[Group] = []
         seen: list[Group] = []
         for _ in range(stage.gate.max_rounds):
@@ -152,6 +157,7 @@ class GRPO:
     def _complete(self, samples: Sequence[Sample]) -> list[Group]:
         """Roll out and score one group for every readable sample."""
         context, stage = self.context, self.stage
+        context.feed.ahead(lambda: samples, stage)
         pairs: list[tuple[Sample, Rendered]] = []
         for sample in samples:
             prompt = context.feed.prompt(sample, stage)

@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ class Pretask:
         for _ in range(MAX_REDRAWS):
             if len(seen) == wanted:
                 break
-            for sample in self.loader.next(wanted - len(seen)):
+            drawn = self.loader.next(wanted - len(seen))
+            self.context.feed.ahead(partial(list, drawn), self.stage)
+            for sample in drawn:
                 rendered = self.context.feed.prompt(sample, self.stage)
                 if rendered is not None:
                     seen.append(self._seen(sample, rendered))
@@ -72,6 +75,7 @@ class Pretask:
             raise ValueError(
                 f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl"
             )
+        self.context.feed.ahead(lambda: self.loader.peek(wanted), self.stage)
         return Batch(
             [], Objective(), {"epoch": self.loader.epoch}, learn=lambda t, p: self._learn(seen, t, p)
         )

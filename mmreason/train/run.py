@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,18 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if context.backend.is_main:
         folder.write_roots(context)
         context.metrics.watch_memory()
-    position = _position(context, checkpoint)
-    if checkpoint is None and recipe.eval.before:
-        evaluate_stage(context, "before")
-    for index, stage in enumerate(recipe.stages):
-        if index < position["stage"]:
-            continue
-        _stage(context, index, stage, position, checkpoint if index == position["stage"] else None)
-        if stage.evaluate:
-            evaluate_stage(context, stage.name)
-    model = _finish(context)
-    ablate_run(context)
+    with closing(context.feed):
+        position = _position(context, checkpoint)
+        if checkpoint is None and recipe.eval.before:
+            evaluate_stage(context, "before")
+        for index, stage in enumerate(recipe.stages):
+            if index < position["stage"]:
+                continue
+            _stage(context, index, stage, position, checkpoint if index == position["stage"] else None)
+            if stage.evaluate:
+                evaluate_stage(context, stage.name)
+        model = _finish(context)
+        ablate_run(context)
     seconds = position["before_seconds"] + time.perf_counter() - began
     context.metrics.close()
     if context.backend.is_main:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from mmreason.data.loader import Loader
@@ -46,7 +48,9 @@ class SFT:
             missing = backend.max(per_rank - len(rows))
             if missing <= 0:
                 break
-            for group in shard(self.loader.next(missing * backend.world_size), backend):
+            drawn = shard(self.loader.next(missing * backend.world_size), backend)
+            self.context.feed.ahead(partial(chain.from_iterable, drawn), self.stage)
+            for group in drawn:
                 rendered = [self.context.feed.full(sample, self.stage) for sample in group]
                 readable = [row for row in rendered if row is not None]
                 if readable and len(rows) < per_rank:
@@ -55,6 +59,10 @@ class SFT:
             raise ValueError(
                 f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl"
             )
+        coming = per_rank * backend.world_size
+        self.context.feed.ahead(
+            lambda: chain.from_iterable(shard(self.loader.peek(coming), backend)), self.stage
+        )
         return Batch(rows, Objective(), {"epoch": self.loader.epoch})
 
     def buffered(self) -> list[TrainingSample]:

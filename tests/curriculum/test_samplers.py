@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from mmreason.curriculum import SAMPLERS, Sampler, make_sampler
+from mmreason.curriculum import SAMPLERS, Sampler, make_sampler, peek
 from mmreason.schema import SamplerConfig
 from mmreason.types import Sample
 from tests.rewards.build import sample
@@ -122,3 +122,12 @@ def test_more_prompts_than_rows(name: str):
 def test_no_rows_is_refused():
     with pytest.raises(ValueError, match="no rows"):
         build("uniform", [])
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_peek_shows_what_comes_and_draws_nothing(name: str) -> None:
+    sampler, twin = build(name, pool(10)), build(name, pool(10))
+    for step, count in enumerate((3, 4, 6, 12, 1)):  # over the end of a pass too
+        shown = peek(sampler, count, step)
+        assert (sampler.state_dict(), sampler.metrics()) == (twin.state_dict(), twin.metrics())
+        assert ids(sampler.next(count, step)) == ids(shown) == ids(twin.next(count, step))

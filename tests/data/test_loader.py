@@ -134,3 +134,12 @@ def test_rows_without_old_logprobs_may_only_join_when_they_have_no_advantage() -
     assert batch.old_logprobs is not None and batch.old_logprobs.tolist() == [[-1, -1, 0], [0, 0, 0]]
     with pytest.raises(ValueError, match="row row-3: no old log-probabilities"):
         collate([sample(2, old=True, rl=1.0), sample(3, rl=0.5)], 0)
+
+
+def test_a_peek_shows_what_comes_and_draws_nothing() -> None:
+    rows = {"a": list(range(7)), "b": list(range(100, 104))}
+    loader, twin = (Loader(rows, ["a"], {"b": 0.3}, seed=5) for _ in range(2))
+    for count in (3, 5, 9, 1):  # over the end of an epoch too
+        shown = loader.peek(count)
+        assert loader.state_dict() == twin.state_dict()
+        assert loader.next(count) == shown == twin.next(count)
