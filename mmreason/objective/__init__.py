@@ -5,11 +5,18 @@ from mmreason.objective.aggregation import LOSS_TYPES, aggregation
 from mmreason.objective.logprobs import CHUNK_ELEMENTS, Head, hidden_logprobs, token_logprobs
 from mmreason.objective.policy import k3, policy_term
 from mmreason.objective.samples import grpo_samples, sft_sample
-from mmreason.objective.token_weights import token_weights_tw, tw_divergence
+from mmreason.objective.token_weights import (
+    GroupWeights,
+    token_weights_tw,
+    tw_divergence,
+    tw_grpo,
+    tw_weights,
+)
 
 __all__ = [
     "CHUNK_ELEMENTS",
     "LOSS_TYPES",
+    "GroupWeights",
     "Head",
     "advantages",
     "aggregation",
@@ -21,4 +28,6 @@ __all__ = [
     "token_logprobs",
     "token_weights_tw",
     "tw_divergence",
+    "tw_grpo",
+    "tw_weights",
 ]

@@ -9,10 +9,32 @@ completion. The released code also lets a gradient through the weights; here the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 _CLAMP = 11.0
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """A method's token weights in two steps, so that a group's logits are needed some positions at a time only.
+
+    Example: `tw_grpo(1.7)`; `GroupWeights(lambda logits, mask: logits.new_zeros(mask.shape[1]), lambda d, mask: mask)`
+    weighs nothing.
+    """
+
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits [G, c, V], mask [G, c] -> [c]
+    weights: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # divergence [C], mask [G, C] -> [G, C]
+
+
+def tw_grpo(alpha_max: float = 1.7, form: str = "corrected", chunk: int = 64) -> GroupWeights:
+    """TW-GRPO's weights; `chunk` positions are widened to float32 at a time."""
+    return GroupWeights(
+        partial(tw_divergence, form=form, chunk=chunk), partial(tw_weights, alpha_max=alpha_max, form=form)
+    )
 
 
 @torch.no_grad()
@@ -66,7 +88,14 @@ def token_weights_tw(
     Example: two rows over two tokens that agree, disagree (.9/.1 against .1/.9), agree: D = (0, 1.33333, 0)
     and w = (1, 1.7, 1).
     """
-    divergence = tw_divergence(logits, mask, form, chunk)
+    return tw_weights(tw_divergence(logits, mask, form, chunk), mask, alpha_max, form)
+
+
+@torch.no_grad()
+def tw_weights(
+    divergence: torch.Tensor, mask: torch.Tensor, alpha_max: float = 1.7, form: str = "corrected"
+) -> torch.Tensor:
+    """`token_weights_tw` of a divergence [C] that is known already."""
     compared = (
         mask.bool().sum(0) >= 2 if form == "corrected" else torch.ones_like(divergence, dtype=torch.bool)
     )

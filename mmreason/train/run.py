@@ -22,6 +22,7 @@ from mmreason.train.context import Context, Method
 from mmreason.train.evaluation import ablate_run, evaluate_stage
 from mmreason.train.grpo import GRPO
 from mmreason.train.loop import Budget, run_stage
+from mmreason.train.micro import Sharing
 from mmreason.train.optim import make_optimizer, make_schedule
 from mmreason.train.prepare import load_initial, load_weights, prepare
 from mmreason.train.pretask import Pretask
@@ -102,7 +103,7 @@ def _stage(
     if checkpoint is None:
         load_initial(context, stage)
     budget, method = _method(context, stage)
-    trainer = _trainer(context, stage)
+    trainer = make_trainer(context, stage)
     if isinstance(method, GRPO):
         method.trainer = trainer
     if checkpoint is not None:
@@ -180,7 +181,8 @@ def _epoch_steps(epochs: float | None, pool: float, rows: int) -> int:
     return max(1, round(epochs * pool / rows))
 
 
-def _trainer(context: Context, stage: Stage) -> Trainer:
+def make_trainer(context: Context, stage: Stage) -> Trainer:
+    """What a stage's steps update, with the stage's freezing and recomputation set on the model."""
     gradient_checkpointing(context.model, stage.gradient_checkpointing)
     freeze(context.model, context.family, context.recipe.model, stage.freeze)
     groups = parameter_groups(
@@ -196,6 +198,8 @@ def _trainer(context: Context, stage: Stage) -> Trainer:
         max_grad_norm=stage.max_grad_norm,
         max_tokens=stage.max_tokens_per_micro_batch,
         bf16=context.recipe.bf16,
+        sharing=Sharing(context.recipe.shared_prefix),
+        check=context.recipe.shared_prefix_check,
     )
 
 

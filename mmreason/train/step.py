@@ -7,35 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmreason.data.loader import collate, pack
-from mmreason.model.family import Family, forward_inputs
-from mmreason.objective import k3, policy_term, token_logprobs
+from mmreason.model.family import Family
+from mmreason.objective import k3, policy_term
 from mmreason.train.distributed import Backend
-from mmreason.types import MicroBatch, Rendered, TrainingSample
-
-# (logits of one group [G, C, V], mask [G, C]) -> weights [G, C]
-TokenWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a method declares to the step: how log-probabilities are taken and what it needs from the group.
-
-    Example: `Objective(banned=(7, 8), temperature=1.0, epsilon=0.2, epsilon_high=0.28)`.
-    """
-
-    banned: tuple[int, ...] = ()  # ids removed from the distribution, as in sampling
-    temperature: float = 1.0
-    epsilon: float = 0.2
-    epsilon_high: float = 0.2
-    token_weights: TokenWeights | None = None
+from mmreason.train.micro import Plan, Sharing, build, plan
+from mmreason.train.scoring import Micro, Objective, Scores, scores
+from mmreason.train.shared_check import check_shared
+from mmreason.types import Rendered, TrainingSample
 
 
 @dataclass
@@ -51,6 +36,8 @@ class Trainer:
     max_grad_norm: float
     max_tokens: int
     bf16: bool = False  # forward and backward in bfloat16 autocast; weights and optimizer stay float32
+    sharing: Sharing = field(default_factory=Sharing)  # whether a group's rows share their prompt
+    check: bool = True  # the first micro-batch that shares is held against the plain way
     wrapped: nn.Module = field(init=False)
     skipped_in_a_row: int = 0
 
@@ -73,22 +60,28 @@ def train_step(
     backend = trainer.backend
     # --- count: one denominator, over all ranks, before the first backward
     denominator = max(backend.sum(sum(row.count for row in rows)), 1e-8)
-    micros = [[rows[i] for i in chosen] for chosen in pack(rows, trainer.max_tokens)]
-    rounds = backend.max(len(micros))
+    plans = plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing)
+    rounds = backend.max(len(plans))
     if not rounds:
         raise ValueError("a step needs at least one row on some rank; got none")
-    micros += [[blank(trainer.pad_id)]] * (rounds - len(micros))
+    rows = [*rows, blank(trainer.pad_id)]
+    plans += [Plan([len(rows) - 1], [])] * (rounds - len(plans))
     # --- forward and backward
     trainer.model.train()
+    if trainer.check:
+        trainer.check = not check_shared(trainer, rows, plans, objective)
     sums: dict[str, float] = {}
-    for micro_rows in micros:
-        loss_sum, parts = micro_loss(trainer, collate(micro_rows, trainer.pad_id), objective)
-        backend.backward(loss_sum / denominator)
+    for planned in plans:
+        micro = _built(trainer, rows, planned)
+        with micro.attention(trainer.model):
+            loss_sum, parts = micro_loss(trainer, micro, objective)
+            backend.backward(loss_sum / denominator)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value
     updated = update(trainer, progress)
     # --- metrics
     total = {name: backend.sum(value) for name, value in sorted(sums.items())}
+    total |= trainer.sharing.take_plain(backend)
     return _metrics(total, denominator) | updated | {"time/step": time.perf_counter() - started}
 
 
@@ -120,11 +113,11 @@ def update(trainer: Trainer, progress: float) -> dict[str, float]:
     }
 
 
-def micro_loss(
-    trainer: Trainer, batch: MicroBatch, objective: Objective
-) -> tuple[torch.Tensor, dict[str, float]]:
+def micro_loss(trainer: Trainer, micro: Micro, objective: Objective) -> tuple[torch.Tensor, dict[str, float]]:
     """Sum of the weighted token losses of one micro-batch, and the sums its metrics are made of."""
-    logprobs, entropy, logits, first = completion_logprobs(trainer.wrapped, trainer, batch, objective)
+    batch = micro.batch
+    scored = scores(trainer.wrapped, trainer, micro, objective)
+    logprobs, entropy, first = scored.logprobs, scored.entropy, scored.first
     device = logprobs.device
 
     def part(stream: torch.Tensor) -> torch.Tensor:
@@ -135,10 +128,9 @@ def micro_loss(
     old = logprobs.detach() if batch.old_logprobs is None else part(batch.old_logprobs)
     term, clip = policy_term(logprobs, old, rl, objective.epsilon, objective.epsilon_high)
     weight_sum = 0.0
-    if objective.token_weights is not None:
-        weights = _group_weights(logits, active, batch, objective)
-        term = term * weights
-        weight_sum = float((weights * active).sum())
+    if scored.weights is not None:
+        term = term * scored.weights
+        weight_sum = float((scored.weights * active).sum())
     per_token = term - ce * logprobs
     kl_sum = 0.0
     if batch.ref_logprobs is not None:
@@ -156,48 +148,33 @@ def micro_loss(
         "kl_tokens": float((active & (kl > 0)).sum()),
         "token_weight": weight_sum,
         "input_tokens": float(batch.attention_mask.sum()),
+        "forward_tokens": float(micro.forward_tokens),
+        "shared_rows": 0.0 if micro.packed is None else float(batch.ids.shape[0]),
         "rows": float(batch.ids.shape[0]),
     }
     parts |= {name: float((value * active).sum()) for name, value in clip.items()}
     return loss, parts
 
 
-def completion_logprobs(
-    model: Any, trainer: Trainer, batch: MicroBatch, objective: Objective
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Log-probability and entropy of each token from the batch's first learned column on.
-
-    Returns (logprobs [B, K], entropy [B, K], logits [B, K, V], first) where column j speaks of `ids[:, first + j]`.
-    Columns before `first` hold prompts only, so no [prompt, vocab] tensor is made for them.
-    """
-    learned = (batch.aggregation > 0).any(dim=0)
-    first = max(int(learned.float().argmax()), 1) if bool(learned.any()) else 1
-    keep = batch.ids.shape[1] - first + 1
+def _built(trainer: Trainer, rows: Sequence[TrainingSample], planned: Plan) -> Micro:
     device = trainer.backend.device
-    inputs = forward_inputs(trainer.family, batch, device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.bf16):
-        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
-    targets = batch.ids[:, first:].to(device)
-    logprobs, entropy = token_logprobs(logits, targets, objective.banned, objective.temperature)
-    return logprobs, entropy, logits, first
+    return build(trainer.model, trainer.family, rows, planned, trainer.pad_id, device)
 
 
-def _group_weights(
-    logits: torch.Tensor, active: torch.Tensor, batch: MicroBatch, objective: Objective
-) -> torch.Tensor:
-    """Method-made weights [B, K], group by group. Rows of a group share their prompt, so columns align."""
-    assert objective.token_weights is not None
-    weights = torch.ones(active.shape, device=logits.device)
-    with torch.no_grad():
-        for group in batch.groups.unique().tolist():
-            rows = (batch.groups == group).nonzero().flatten().to(logits.device)
-            columns = active[rows].any(dim=0).nonzero().flatten()
-            if group < 0 or not len(columns):
-                continue
-            low, high = int(columns[0]), int(columns[-1]) + 1
-            # The weights' formula takes the full-vocabulary log-softmax at temperature 1, without the ban.
-            weights[rows, low:high] = objective.token_weights(logits[rows, low:high], active[rows, low:high])
-    return weights
+@torch.no_grad()
+def _scored(
+    model: Any, trainer: Trainer, rows: Sequence[TrainingSample], objective: Objective
+) -> Iterator[tuple[Plan, Scores]]:
+    """Scores of all rows under `model` as it is now, out of training, micro-batch by micro-batch."""
+    training = model.training
+    model.eval()
+    for planned in plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing):
+        micro = _built(trainer, rows, planned)
+        with micro.attention(model):
+            scored = scores(model, trainer, micro, objective)
+        yield planned, scored
+    model.train(training)
+    trainer.sharing.plain.clear()  # the step will say so
 
 
 @torch.no_grad()
@@ -211,18 +188,10 @@ def fixed_logprobs(
 
     `model` is the trainer's own (the old policy) or a frozen reference of the same family.
     """
-    training = model.training
-    model.eval()
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
-    for chosen in pack(rows, trainer.max_tokens):
-        batch = collate([rows[i] for i in chosen], trainer.pad_id)
-        logprobs, _, _, first = completion_logprobs(model, trainer, batch, objective)
-        for j, i in enumerate(chosen):
-            length = len(rows[i])
-            line = torch.zeros(length)
-            line[first:] = logprobs[j, : length - first].float().cpu()
-            out[i] = line * (rows[i].aggregation > 0)
-    model.train(training)
+    for planned, scored in _scored(model, trainer, rows, replace(objective, token_weights=None)):
+        for i, line in zip(planned.rows, scored.logprobs, strict=True):
+            out[i] = _whole_row(rows[i], line, scored.first) * (rows[i].aggregation > 0)
     return out
 
 
@@ -234,18 +203,20 @@ def shown_weights(
 
     `rows` are whole groups.
     """
-    training = trainer.model.training
-    trainer.model.eval()
+    assert objective.token_weights is not None
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
-    for chosen in pack(rows, trainer.max_tokens):
-        batch = collate([rows[i] for i in chosen], trainer.pad_id)
-        _, _, logits, first = completion_logprobs(trainer.model, trainer, batch, objective)
-        active = batch.aggregation[:, first:].to(logits.device) > 0
-        weights = (_group_weights(logits, active, batch, objective) * active).float().cpu()
-        for j, i in enumerate(chosen):
-            out[i] = torch.cat([torch.zeros(first), weights[j, : len(rows[i]) - first]])
-    trainer.model.train(training)
+    for planned, scored in _scored(trainer.model, trainer, rows, objective):
+        assert scored.weights is not None
+        for i, line in zip(planned.rows, scored.weights, strict=True):
+            out[i] = _whole_row(rows[i], line, scored.first) * (rows[i].aggregation > 0)
     return out
+
+
+def _whole_row(row: TrainingSample, line: torch.Tensor, first: int) -> torch.Tensor:
+    """Numbers of a row's columns from `first` on -> float32 [T], zero before."""
+    whole = torch.zeros(len(row))
+    whole[first:] = line[: len(row) - first].float().cpu()
+    return whole
 
 
 def blank(pad_id: int) -> TrainingSample:
@@ -269,8 +240,12 @@ def _metrics(total: dict[str, float], denominator: float) -> dict[str, float]:
         "entropy": total["entropy"] / tokens,
         "tokens/learned": total["tokens"],
         "tokens/input": total["input_tokens"],
+        "tokens/forward": total["forward_tokens"],  # what the LLM computed: padding too, shared prompts once
         "rows": total["rows"],
     }
+    fallbacks = {name: value for name, value in total.items() if name.startswith("shared_prefix/")}
+    if fallbacks or total["shared_rows"]:
+        out |= {"shared_prefix/rows": total["shared_rows"]} | fallbacks
     if total["ce_tokens"]:
         out["nll"] = total["nll"] / total["ce_tokens"]
     else:

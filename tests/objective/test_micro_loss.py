@@ -15,8 +15,9 @@ from torch import nn
 
 from mmreason.data.loader import collate
 from mmreason.model.family import Family
-from mmreason.objective import grpo_samples, sft_sample, token_weights_tw
+from mmreason.objective import GroupWeights, grpo_samples, sft_sample, token_weights_tw, tw_grpo
 from mmreason.train import step
+from mmreason.train.scoring import Micro
 from mmreason.types import TrainingSample
 from tests.rewards.build import group, sample, trajectory
 
@@ -68,7 +69,7 @@ def micro(model: nn.Module, given: list[TrainingSample], objective: step.Objecti
     trainer: Any = SimpleNamespace(
         wrapped=model, family=FAMILY, backend=SimpleNamespace(device=torch.device("cpu")), bf16=False
     )
-    return step.micro_loss(trainer, collate(given, 0), objective)
+    return step.micro_loss(trainer, Micro(collate(given, 0), None), objective)
 
 
 def by_hand(
@@ -124,7 +125,7 @@ def test_a_prompt_token_that_slipped_into_the_mask_changes_the_loss():
 def test_token_weights_act_on_the_policy_term_alone():
     model, given = Bigram(), rows()
     weights = partial(token_weights_tw, alpha_max=1.7)
-    loss, parts = micro(model, given, replace(OBJECTIVE, token_weights=weights))
+    loss, parts = micro(model, given, replace(OBJECTIVE, token_weights=tw_grpo(1.7)))
     sizes = [len(row) - 2 for row in given[:3]]
     mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
     padded = torch.zeros(3, max(sizes), dtype=torch.long)
@@ -143,17 +144,20 @@ def test_token_weights_act_on_the_policy_term_alone():
 
 def test_the_gradient_treats_token_weights_as_numbers():
     model, given = Bigram(), rows()
-    weights = partial(token_weights_tw, alpha_max=1.7)
+    weights = tw_grpo(1.7)
     micro(model, given, replace(OBJECTIVE, token_weights=weights))[0].backward()
     assert model.table.grad is not None
     fixed = Bigram()
     frozen: list[torch.Tensor] = []
 
-    def remembered(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        frozen.append(weights(logits, mask))
+    def remembered(divergence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        frozen.append(weights.weights(divergence, mask))
         return frozen[0]
 
-    micro(fixed, given, replace(OBJECTIVE, token_weights=remembered))
-    again = micro(fixed, given, replace(OBJECTIVE, token_weights=lambda logits, mask: frozen[0].clone()))[0]
+    micro(fixed, given, replace(OBJECTIVE, token_weights=replace(weights, weights=remembered)))
+    numbers = GroupWeights(
+        lambda logits, mask: logits.new_zeros(mask.shape[1]), lambda d, mask: frozen[0].clone()
+    )
+    again = micro(fixed, given, replace(OBJECTIVE, token_weights=numbers))[0]
     again.backward()
     torch.testing.assert_close(model.table.grad, fixed.table.grad)

@@ -16,6 +16,7 @@ from mmreason.render import Renderer, side_by_side
 from mmreason.schema import ModelConfig
 from mmreason.train.prepare import prepare
 from mmreason.train.run import _method
+from mmreason.train.scoring import Micro
 from mmreason.train.step import Objective, micro_loss
 from mmreason.types import Message, Part, Rendered, TrainingSample
 from tests.train import small
@@ -45,7 +46,7 @@ def _rows(loaded: Loaded, picture: int, questions: tuple[str, ...] = QUESTIONS) 
 def _run(loaded: Loaded, rows: list[TrainingSample]) -> Result:
     trainer = trainer_of(loaded)
     trainer.model.zero_grad()
-    loss, _ = micro_loss(trainer, collate(rows, 0), Objective())
+    loss, _ = micro_loss(trainer, Micro(collate(rows, 0), None), Objective())
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
     return float(loss.detach()), gradients

@@ -15,10 +15,11 @@ import torch
 from mmreason.data.loader import collate
 from mmreason.model.load import Loaded, gradient_checkpointing, load_model
 from mmreason.model.parts import parameter_groups
-from mmreason.objective import aggregation, token_weights_tw
+from mmreason.objective import aggregation, tw_grpo, tw_weights
 from mmreason.schema import ModelConfig, SFTStage
 from mmreason.train.distributed import make_backend
 from mmreason.train.optim import make_optimizer, make_schedule
+from mmreason.train.scoring import Micro
 from mmreason.train.step import (
     MAX_SKIPPED_STEPS,
     Objective,
@@ -222,16 +223,16 @@ def test_shown_weights_are_those_that_the_step_takes(loaded: Loaded) -> None:
     rows = grpo_rows(loaded.processor, 6)
     taken: list[torch.Tensor] = []
 
-    def weigh(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        taken.append(token_weights_tw(logits, mask))
+    def weigh(divergence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        taken.append(tw_weights(divergence, mask))
         return taken[-1]
 
-    objective = replace(objective_of(loaded), token_weights=weigh)
+    objective = replace(objective_of(loaded), token_weights=replace(tw_grpo(), weights=weigh))
     whole = shown_weights(trainer_of(loaded), rows, objective)
     split = shown_weights(trainer_of(loaded, max_tokens=1), rows, objective)
     taken.clear()
     for first in range(0, len(rows), 2):  # a group at a time
-        micro_loss(trainer_of(loaded), collate(rows[first : first + 2], 0), objective)
+        micro_loss(trainer_of(loaded), Micro(collate(rows[first : first + 2], 0), None), objective)
     for group, expected in enumerate(taken):
         for i, line in enumerate(expected, start=2 * group):
             learned = rows[i].aggregation > 0
@@ -244,7 +245,11 @@ def test_shown_weights_are_those_that_the_step_takes(loaded: Loaded) -> None:
 
 def test_token_weights_leave_the_kl_alone(loaded: Loaded) -> None:
     rows = grpo_pair(loaded, "dapo")
-    objective = replace(objective_of(loaded), token_weights=lambda logits, mask: 1.5 * mask.float())
+
+    def half_more(divergence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return 1.5 * mask.float()
+
+    objective = replace(objective_of(loaded), token_weights=replace(tw_grpo(), weights=half_more))
     value, wanted = grads(loaded, partial(grpo_by_hand, loaded, rows, "dapo", weight=1.5))
     wrong = float(grpo_by_hand(loaded, rows, "dapo", weight=1.5, weigh_kl=True).detach())
     assert wrong != pytest.approx(value, rel=1e-3)
@@ -290,7 +295,7 @@ def test_bf16_is_near_and_leaves_float32_weights(loaded: Loaded, assembled_folde
 def test_blank_rows_contribute_nothing(loaded: Loaded) -> None:
     rows = sft_rows(loaded.processor, 2)
     trainer = trainer_of(loaded)
-    loss, parts = micro_loss(trainer, collate([blank(0)], 0), Objective())
+    loss, parts = micro_loss(trainer, Micro(collate([blank(0)], 0), None), Objective())
     loss.backward()
     assert float(loss.detach()) == 0.0 and parts["tokens"] == 0.0
     assert all(p.grad is None or not p.grad.any() for p in loaded.model.parameters())
