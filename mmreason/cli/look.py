@@ -105,9 +105,18 @@ def chat(
     emit(json, {"model": model, "question": question, "completion": text})
 
 
-def methods(json: JsonFile = None) -> None:
-    """The catalogue: method, slots, paper, recipe key."""
+def methods(
+    models: Annotated[
+        bool, typer.Option("--models", help="which models can share prompts in rollouts and in training")
+    ] = False,
+    json: JsonFile = None,
+) -> None:
+    """The catalogue: method, slots, paper, recipe key; with --models, what each kind of model can do."""
     from rich.table import Table
+
+    if models:
+        _models(json)
+        return
 
     from mmreason.catalogue import METHODS
 
@@ -118,6 +127,25 @@ def methods(json: JsonFile = None) -> None:
             table.add_row(name, ", ".join(method.slots), paper, method.key, method.recipe, method.summary)
         show(table)
     emit(json, {name: asdict(method) for name, method in METHODS.items()})
+
+
+def _models(json: JsonFile) -> None:
+    """The capability table: each family is built without weights and asked."""
+    from rich.table import Table
+
+    from mmreason.train.capability import capabilities
+
+    with json_only(json):
+        found = capabilities()
+        table = Table(
+            "model_type", "as", "positions", "layers", "rollouts share prompts", "training shares prompts"
+        )
+        for line in found:
+            layers = ", ".join(kind.removesuffix("_attention") for kind in line.layers)
+            shares = (line.rollout or "yes", line.training or "yes")
+            table.add_row(line.name, line.kind, line.positions, layers, *shares)
+        show(table)
+    emit(json, [asdict(line) for line in found])
 
 
 def tool(

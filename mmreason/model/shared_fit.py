@@ -63,6 +63,8 @@ def untrainable(model: Any) -> Unfit | None:
     whole = bare(model)
     decoder = whole.get_decoder()
     name, config = type(decoder).__name__, decoder.config
+    if getattr(config, "cross_attention_layers", None):
+        return Unfit("cross_attention", f"{name} looks at media through layers of their own")
     attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
     if any(hasattr(m, "v_head_dim") for m in attentions):
         return Unfit("latent_attention", f"{name} has keys and values of different widths")
