@@ -1,4 +1,4 @@
-"""Which models can share prompts, in rollouts and in training: asked of the models themselves, built without weights."""
+"""Which models can share prompts, in rollouts and in training: asked of the models, built without weights."""
 
 from __future__ import annotations
 
