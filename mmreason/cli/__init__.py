@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from mmreason.cli.bench import register as register_bench
 from mmreason.cli.look import register as register_look
 from mmreason.cli.make import register as register_make
 from mmreason.cli.run import register as register_run
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 register_run(app)
 register_look(app)
+register_bench(app)
 register_make(app)
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at something: eval, score, methods, tool, bench."""
+"""Commands that look at something: eval, score, methods, tool."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def eval_(
         list[str] | None,
         typer.Option(
             metavar="KIND",
-            help="ask again without a sense: image, video, audio (blanked), sound_shift=SECONDS (av), "
-            "audio_encoder=NUMBER; may be given several times",
+            help="ask again, without a sense: image, video, audio (blanked), sound_shift=SECONDS (av), "
+            "audio_encoder=NUMBER; or with letters for the options: letters; may be given several times",
         ),
     ] = None,
     json: JsonFile = None,
@@ -156,14 +156,6 @@ def tool(
     _none_yet("tool", name, json)
 
 
-def bench(
-    name: Annotated[str | None, typer.Argument(help="which benchmark; lists them when not given")] = None,
-    json: JsonFile = None,
-) -> None:
-    """Run a benchmark (this version has none yet)."""
-    _none_yet("benchmark", name, json)
-
-
 def _none_yet(kind: str, name: str | None, json: str | None) -> None:
     if name is not None:
         raise ValueError(f"no {kind} {name!r}; this version has none yet")
@@ -210,5 +202,5 @@ def _number(value: float | None) -> str:
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command("eval")(eval_)
-    for function in (score, chat, methods, tool, bench):
+    for function in (score, chat, methods, tool):
         app.command()(function)

@@ -81,9 +81,12 @@ def test_json_on_standard_output_is_json_only(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "m.json").read_text()) == json.loads(done.stdout)
 
 
-def test_tool_and_bench_say_that_there_are_none() -> None:
+def test_tool_says_that_there_are_none() -> None:
     assert "no tools" in mmreason("tool").stdout
-    assert "no benchmarks" in mmreason("bench").stdout
+
+
+def test_bench_lists_its_benchmarks() -> None:
+    assert mmreason("bench").stdout.split() == ["step", "rollout", "sft", "memory"]
 
 
 def test_score_gives_stored_completions_their_rewards(tmp_path: Path) -> None:
