@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from mmreason.evaluate import read_eval, table
+from mmreason.evaluate import ablation_table, read_eval, table
 from mmreason.report import write_report
 from mmreason.schema import Recipe
 from mmreason.train.evaluation import evaluate_model
@@ -37,5 +38,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     stored = read_eval(run_dir)
     if stored:
         console.print(table(stored))
+    again = run_dir / "ablations.json"
+    if again.is_file():
+        console.print(ablation_table(json.loads(again.read_text(encoding="utf-8"))["ablations"]))
     console.print(f"model   {result['model']}\nreport  {result['report']}")
     return result

@@ -123,7 +123,7 @@ class EvalConfig(Closed):
     limit: PositiveInt | None = None  # rows, evenly over the sources
     stop_strings: list[StopString] = []  # text that ends an answer, beside the end token
     before: bool = True
-    ablate: list[str] = []  # asked again at the end without a sense: see `mmreason eval --ablate`
+    ablate: list[str] = []  # asked again at the end, without a sense or with letters: `mmreason eval --ablate`
 
 
 class RolloutConfig(Closed):

@@ -1,6 +1,7 @@
 """Evaluation: judge answers on held-out rows, measure against chance, compare stages, keep and show it."""
 
 from mmreason.evaluate.ablate import (
+    LETTERS,
     Ablation,
     ablated_media,
     ablated_prompt,
@@ -10,6 +11,7 @@ from mmreason.evaluate.ablate import (
     touched,
 )
 from mmreason.evaluate.bootstrap import crossed_bootstrap, paired_bootstrap
+from mmreason.evaluate.letters import lettered
 from mmreason.evaluate.measures import blind_scores, chance_rate, evaluate_rows, measures, summarise, thirds
 from mmreason.evaluate.rows import EvalRow, judge, question_text, read_rows, thinks, write_rows
 from mmreason.evaluate.run import Generate, evaluate, limit_evenly
@@ -18,6 +20,7 @@ from mmreason.evaluate.store import compare, read_eval, save_stage, stage_rows, 
 from mmreason.evaluate.table import ablation_table, parent_of, table
 
 __all__ = [
+    "LETTERS",
     "Ablation",
     "EvalRow",
     "Generate",
@@ -33,6 +36,7 @@ __all__ = [
     "evaluate",
     "evaluate_rows",
     "judge",
+    "lettered",
     "limit_evenly",
     "measures",
     "paired_bootstrap",

@@ -1,7 +1,8 @@
-"""Is each sense used? The same questions with a medium blanked, the sound shifted in time, or one encoder deaf.
+"""The same questions asked again: a medium blanked, the sound shifted in time, one encoder deaf; or with letters.
 
-Everything happens between decoding and rendering, on copies. Blank is a black picture, black frames, or silence: the
-number of tokens and all words stay, so that a question differs in what is to be seen or heard and in nothing else.
+Everything happens on copies. Blank is a black picture, black frames, or silence: the number of tokens and all words
+stay, so that a question differs in what is to be seen or heard and in nothing else. With letters the medium stays, and
+the options get letters (`evaluate.letters`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from mmreason.evaluate.letters import lettered
 from mmreason.evaluate.measures import summarise
 from mmreason.evaluate.rows import EvalRow
 from mmreason.evaluate.store import compare
 from mmreason.types import DecodedMedium, MediaKind, Rendered, Sample
 
 BLANKED: tuple[MediaKind, ...] = ("image", "video", "audio")
-ALLOWED = "image, video, audio, sound_shift=SECONDS, audio_encoder=NUMBER"
+LETTERS = "letters"
+ALLOWED = "image, video, audio, sound_shift=SECONDS, audio_encoder=NUMBER, letters"
 RenderPrompt = Callable[[Sample, Sequence[DecodedMedium]], Rendered]
 
 
@@ -32,18 +35,20 @@ class Ablation:
     """
 
     name: str  # as it was asked for
-    kind: Literal["image", "video", "audio", "sound_shift", "audio_encoder"]
+    kind: Literal["image", "video", "audio", "sound_shift", "audio_encoder", "letters"]
     value: float = 0.0
 
     def touches(self, sample: Sample) -> bool:
-        """Whether the row has what is taken away: the medium; for `sound_shift`, a video with sound."""
+        """Whether the row has what is taken away: the medium; a video with sound; options named in the question."""
+        if self.kind == LETTERS:
+            return lettered(sample) is not None
         if self.kind == "sound_shift":
             return sample.modality == "av" and _has(sample, "audio")
         return _has(sample, "audio" if self.kind == "audio_encoder" else self.kind)
 
 
 def parse_ablation(text: str) -> Ablation:
-    """`image`, `video`, `audio`, `sound_shift=1.0` or `audio_encoder=0`.
+    """`image`, `video`, `audio`, `sound_shift=1.0`, `audio_encoder=0` or `letters`.
 
     Raises:
         ValueError: anything else; names what is allowed.
@@ -51,6 +56,8 @@ def parse_ablation(text: str) -> Ablation:
     name, _, value = text.partition("=")
     if name in BLANKED and "=" not in text:
         return Ablation(text, name)
+    if text == LETTERS:
+        return Ablation(text, "letters")
     if name == "sound_shift":
         try:
             seconds = float(value)
@@ -93,7 +100,7 @@ def shifted(medium: DecodedMedium, seconds: float) -> DecodedMedium:
 
 
 def ablated_media(ablation: Ablation, media: Sequence[DecodedMedium]) -> list[DecodedMedium]:
-    """A row's decoded media without what is taken away. `audio_encoder` changes none: see `ablated_prompt`."""
+    """A row's decoded media without what is taken away. `audio_encoder` and `letters` change none."""
     if ablation.kind == "sound_shift":
         return [shifted(m, ablation.value) if m.kind == "audio" else m for m in media]
     return [blanked(m) if m.kind == ablation.kind else m for m in media]
@@ -122,7 +129,7 @@ def ablated_prompt(
 
 
 def touched(ablation: Ablation, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that an ablation changes.
+    """The samples that an ablation changes, as they are asked then: with letters, in other words.
 
     Raises:
         ValueError: there are none.
@@ -131,6 +138,8 @@ def touched(ablation: Ablation, samples: Sequence[Sample]) -> list[Sample]:
     if not chosen:
         kinds = ", ".join(sorted({sample.modality for sample in samples})) or "nothing"
         raise ValueError(f"ablate {ablation.name}: no row has that to lose; the rows are of {kinds}")
+    if ablation.kind == LETTERS:
+        return [again for sample in chosen if (again := lettered(sample)) is not None]
     return chosen
 
 

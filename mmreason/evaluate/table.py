@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mmreason.evaluate.ablate import ablation_lines
+from mmreason.evaluate.ablate import LETTERS, ablation_lines
 
 
 def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questions") -> Table:
@@ -56,16 +57,27 @@ def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questi
     return out
 
 
-def ablation_table(ablations: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A rich table of `ablation_block`s: what is left of each modality's accuracy without a sense, against chance."""
-    out = Table(
-        title="Without a sense", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    out.add_column("taken away", no_wrap=True)
+def ablation_table(ablations: Mapping[str, Mapping[str, Any]]) -> Group:
+    """Rich tables of `ablation_block`s: what is left of each modality's accuracy without a sense, and with letters."""
+    lines = ablation_lines(ablations)
+    senses = [line for line in lines if line["name"] != LETTERS]
+    words = [line for line in lines if line["name"] == LETTERS]
+    tables = []
+    if senses:
+        tables.append(_again("Without a sense", ("taken away", "with", "without"), senses))
+    if words:
+        tables.append(_again("Options with letters", ("asked", "named", "lettered"), words))
+    return Group(*tables)
+
+
+def _again(title: str, names: tuple[str, str, str], lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Questions that were asked twice; `names` are those of the first column and of the two accuracies."""
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    out.add_column(names[0], no_wrap=True)
     out.add_column("modality", no_wrap=True)
-    for name in ("n", "chance", "with", "without", "difference", "95% interval"):
+    for name in ("n", "chance", *names[1:], "difference", "95% interval"):
         out.add_column(name, justify="right", no_wrap=True, style="dim" if name in ("n", "chance") else "")
-    for line in ablation_lines(ablations):
+    for line in lines:
         shares = [_number(line[key], 100, 1) for key in ("chance", "plain", "ablated")]
         delta = line["delta"]
         gains = ["-", "-"]

@@ -19,7 +19,7 @@ from mmreason.report.curves import stage_curves
 from mmreason.report.gallery import OUTCOMES, cards
 from mmreason.report.load import Run, load_run
 from mmreason.report.rollouts import rollout_groups
-from mmreason.report.slices import accuracy_grids, deprived, forms, habits, thinking_charts
+from mmreason.report.slices import accuracy_grids, deprived, forms, habits, relettered, thinking_charts
 from mmreason.report.verdict import cost, findings, headline, stage_colours, stage_label
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -81,6 +81,7 @@ def _content(run: Run) -> dict[str, Any]:
         "thinking": thinking_charts(run),
         "curves": stage_curves(run),
         "deprived": deprived(run),
+        "relettered": relettered(run),
         "cards": answers,
         "outcomes": OUTCOMES,
         "groups": rollouts,

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmreason.evaluate import EvalRow, ablation_lines, blind_scores, measures, thirds
+from mmreason.evaluate import LETTERS, EvalRow, ablation_lines, blind_scores, measures, thirds
 from mmreason.report.load import Run
 from mmreason.report.svg import Series, line_chart
 from mmreason.report.verdict import stage_colours, stage_label
@@ -116,7 +116,7 @@ def _by_form(rows: Sequence[EvalRow]) -> dict[tuple[str, str], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Deprived:
-    """One modality's questions asked again without a sense."""
+    """One modality's questions asked again without a sense, or with letters."""
 
     what: str  # "image blanked"
     modality: str
@@ -128,16 +128,28 @@ class Deprived:
 
 
 def deprived(run: Run) -> list[Deprived]:
-    """What `ablations.json` says about each modality, in the order it was asked."""
+    """What `ablations.json` says about each modality without a sense, in the order it was asked."""
+    return [line for name, line in _asked_again(run) if name != LETTERS]
+
+
+def relettered(run: Run) -> list[Deprived]:
+    """What `ablations.json` says about each modality's questions whose options got letters."""
+    return [line for name, line in _asked_again(run) if name == LETTERS]
+
+
+def _asked_again(run: Run) -> list[tuple[str, Deprived]]:
     return [
-        Deprived(
-            what=ablation_label(line["name"]),
-            modality=line["modality"],
-            n=line["n"],
-            chance=line["chance"],
-            plain=line["plain"],
-            ablated=line["ablated"],
-            difference=interval(line["delta"]),
+        (
+            line["name"],
+            Deprived(
+                what=ablation_label(line["name"]),
+                modality=line["modality"],
+                n=line["n"],
+                chance=line["chance"],
+                plain=line["plain"],
+                ablated=line["ablated"],
+                difference=interval(line["delta"]),
+            ),
         )
         for line in ablation_lines(run.ablations)
     ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmreason.evaluate import ablation_lines
+from mmreason.evaluate import LETTERS, ablation_lines
 from mmreason.evaluate.ablate import BLANKED
 from mmreason.report.curves import CUT_OFF, NO_SIGNAL, values
 from mmreason.report.load import BEFORE, Run
@@ -239,7 +239,7 @@ def cost(run: Run) -> list[tuple[str, str, str]]:
 
 def findings(run: Run) -> list[Finding]:
     """All that is wrong; an empty list is good news."""
-    out = [*_quarantine(run), *_unfinished(run), *_unused(run)]
+    out = [*_quarantine(run), *_unfinished(run), *_unused(run), *_letters(run)]
     for name in dict.fromkeys(str(line.get("stage")) for line in run.metrics):
         out += _training(run, name, run.steps(name))
     for name in run.line[1:]:
@@ -288,6 +288,20 @@ def _unused(run: Run) -> list[Finding]:
         title = f"{run.line[-1] if run.line else 'the model'}: no certain loss when a medium is blanked"
         out.append(Finding("bad", title, "; ".join(said)))
     return out
+
+
+def _letters(run: Run) -> list[Finding]:
+    """What the answers lose when the same options get letters."""
+    block = run.ablations.get(LETTERS)
+    delta = (block or {}).get("delta", {}).get("overall")
+    if not block or not delta or delta["high"] >= 0:
+        return []
+    plain, after = (part["overall"]["accuracy"] for part in (block["plain"], block))
+    detail = (
+        f"{interval(delta)} points on {plural(delta['n'], 'question')} with options: {percent(plain)} named, "
+        f"{percent(after)} with letters"
+    )
+    return [Finding("unsure", f"{run.line[-1] if run.line else 'the model'}: drop with letters", detail)]
 
 
 def _training(run: Run, name: str, lines: Sequence[Mapping[str, Any]]) -> list[Finding]:

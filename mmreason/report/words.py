@@ -77,8 +77,10 @@ def listed(names: list[str]) -> str:
 
 
 def ablation_label(name: str) -> str:
-    """`video` -> video blanked; `sound_shift=1.0` -> sound shifted by 1.0 s; `audio_encoder=1` -> it is deaf."""
+    """`video` -> video blanked; `sound_shift=1.0` -> it comes 1.0 s later; `audio_encoder=1` -> it is deaf; letters."""
     kind, _, value = name.partition("=")
+    if kind == "letters":
+        return "options with letters"
     if kind == "sound_shift":
         return f"sound shifted by {value}{NBSP}s"
     return f"audio encoder {value} deaf" if kind == "audio_encoder" else f"{kind} blanked"

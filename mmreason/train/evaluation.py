@@ -73,6 +73,18 @@ def ablate_run(context: Context) -> None:
     context.backend.barrier()
 
 
+def ablations_fit(context: Context) -> None:
+    """Say before the first step what would otherwise end the run after the last.
+
+    Raises:
+        ValueError: an entry of `eval.ablate` for which `eval.data` has no row.
+    """
+    config = context.recipe.eval
+    samples = [sample for name in config.data for sample in context.sources[name]]
+    for ablation in map(parse_ablation, config.ablate):
+        touched(ablation, samples)
+
+
 def _asked(context: Context, samples: Sequence[Sample], answer: Generate, name: str) -> list[EvalRow]:
     """The judged answers of all ranks, each to its share of the questions, in the questions' order."""
     mine = shard(samples, context.backend)

@@ -19,7 +19,7 @@ from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, Stage
 from mmreason.train import folder
 from mmreason.train.checkpoint import load_optimizer, load_state, newest_complete, save_checkpoint
 from mmreason.train.context import Context, Method
-from mmreason.train.evaluation import ablate_run, evaluate_stage
+from mmreason.train.evaluation import ablate_run, ablations_fit, evaluate_stage
 from mmreason.train.grpo import GRPO
 from mmreason.train.loop import Budget, run_stage
 from mmreason.train.micro import Sharing
@@ -47,6 +47,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         folder.write_roots(context)
         context.metrics.watch_memory()
     with closing(context.feed):
+        ablations_fit(context)
         position = _position(context, checkpoint)
         if checkpoint is None and recipe.eval.before:
             evaluate_stage(context, "before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from mmreason.data.media import MediaError, MediaLimits, check, decode
 from mmreason.data.sources import check_rows
 from mmreason.data.targets import dense_targets, with_targets
 from mmreason.data.transforms import target_text
+from mmreason.evaluate import parse_ablation, touched
 from mmreason.evaluate.rows import bare_group
 from mmreason.render import within_window
 from mmreason.rewards import REWARDS, score_group, user_rewards
-from mmreason.schema import GRPOStage, PretaskStage, SourceConfig
+from mmreason.schema import GRPOStage, PretaskStage, Recipe, SourceConfig
 from mmreason.train.pretask import truth_problem, wanted_targets
 from mmreason.types import MediumRef, Sample
 from mmreason.validate.report import Report
@@ -127,6 +129,17 @@ def check_rewards(stage: GRPOStage, sources: Mapping[str, list[Sample]], report:
                 )
     report.add(problems)
     report.rewards[stage.name] = {name: sum(v) / len(v) if v else None for name, v in values.items()}
+
+
+def check_ablations(recipe: Recipe, sources: Mapping[str, list[Sample]], report: Report) -> None:
+    """Every entry of `eval.ablate` needs rows in `eval.data` that have it to lose."""
+    samples = [sample for name in recipe.eval.data for sample in sources[name]]
+    for text in recipe.eval.ablate if samples else ():
+        try:
+            ablation = parse_ablation(text)
+        except ValueError:
+            continue  # said with the settings
+        report.attempt(partial(touched, ablation, samples))
 
 
 def check_dense(stage: PretaskStage, sources: Mapping[str, list[Sample]], report: Report) -> None:

@@ -18,7 +18,14 @@ from mmreason.train.prepare import training_texts
 from mmreason.types import Sample
 from mmreason.validate.rendering import longest, render_rows
 from mmreason.validate.report import Report
-from mmreason.validate.rows import check_dense, check_media, check_rewards, check_window, read_source
+from mmreason.validate.rows import (
+    check_ablations,
+    check_dense,
+    check_media,
+    check_rewards,
+    check_window,
+    read_source,
+)
 from mmreason.validate.settings import fits, settings_problems
 
 
@@ -54,6 +61,7 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
         limits = limits_of(recipe)
         sources = {n: read_source(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
         looked = {n: check_media(n, samples, limits, report) for n, samples in sources.items()}
+        check_ablations(recipe, sources, report)
         for stage in recipe.stages:
             if isinstance(stage, GRPOStage) and not any(p.startswith(f"stages.{stage.name}.") for p in wrong):
                 check_rewards(stage, sources, report)
