@@ -48,6 +48,7 @@ class AssembleConfig(Closed):
     image_size: PositiveInt = 64
     spatial_merge: PositiveInt = 1  # side of the square of patches that become one token of the LLM
     temporal_merge: PositiveInt = 1  # frames of a video that share the tokens of one
+    temporal_context: NonNegativeInt = 0  # frames before each one that its projector sees too: what changed
     time_embedding: bool = True  # a learned signal of the moment is added to frames and sound
     projector_hidden: PositiveInt | None = (
         None  # width of the projector's hidden layer; default: the LLM's width
@@ -320,6 +321,7 @@ class Recipe(Closed):
     shared_prefix: SharedPrefix = (
         "auto"  # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
     )
+    feature_cache_bytes: int = Field(2**30, ge=0)  # of what frozen encoders made, kept over steps; unused where off
     shared_prefix_check: bool = True  # a stage's first such training step is held against the plain one
     save_total_limit: PositiveInt = 2
     resume_from_checkpoint: bool = True

@@ -33,7 +33,14 @@ from mmreason.schema import AssembleConfig
 ARCHITECTURE = "mmreason_assembled"
 INIT_KEYS = ("initializer_range", "init_std")  # the names that transformers configs give the same thing
 # what the recipe and the model's config call the same
-SHARED_KEYS = ("spatial_merge", "temporal_merge", "time_embedding", "projector_hidden", "initializer_range")
+SHARED_KEYS = (
+    "spatial_merge",
+    "temporal_merge",
+    "temporal_context",
+    "time_embedding",
+    "projector_hidden",
+    "initializer_range",
+)
 AUDIO_TYPES = ("whisper", "audio-spectrogram-transformer")
 # only the encoder of an encoder-decoder is used; building it must not cost a large decoder
 NO_DECODER = {

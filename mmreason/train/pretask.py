@@ -203,11 +203,13 @@ def truth_problem(
 def media_features(
     model: Any, rows: Sequence[Mapping[str, torch.Tensor]], device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
-    """Every row's features by kind, [n, T, H] each, computed for the whole batch at once."""
+    """Every row's features by kind, [n, T, H] each, as the LLM is given them, for the whole batch at once."""
     names = sorted({name for media in rows for name in media})
     inputs = {n: torch.cat([media[n] for media in rows if n in media]).to(device) for n in names}
     audio = [inputs.get(n) for n in model.config.audio_names]
-    features = model.encode(inputs.get("pixel_values"), inputs.get("pixel_values_videos"), audio)
+    times = inputs.get("video_times")
+    encoded = model.encode(inputs.get("pixel_values"), inputs.get("pixel_values_videos"), audio, times)
+    features = model.place(encoded, times)
     first = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features_0"}
     out: list[dict[str, torch.Tensor]] = [{} for _ in rows]
     for kind, tensor in features.items():

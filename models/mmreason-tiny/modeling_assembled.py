@@ -21,6 +21,7 @@ from .features_assembled import (
     merge_frames,
     merge_moments,
     merge_patches,
+    with_before,
 )
 
 
@@ -74,8 +75,9 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
             merged = vision_tower.config.hidden_size * config.spatial_merge**2
             self.vision_projector = AssembledProjector(merged, hidden, width)
         self.video_projector = None
-        if vision_tower is not None and config.temporal_merge > 1:
-            self.video_projector = AssembledProjector(merged * config.temporal_merge, hidden, width)
+        frames = config.temporal_merge * (config.temporal_context + 1)
+        if vision_tower is not None and frames > 1:
+            self.video_projector = AssembledProjector(merged * frames, hidden, width)
         self.audio_towers = nn.ModuleList(audio_towers)
         self.audio_projectors = nn.ModuleList(
             AssembledProjector(
@@ -132,12 +134,26 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         assert self.vision_projector is not None
         return self.vision_projector(patches)
 
-    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Video frames [F, 3, S, S], of each video a multiple of temporal_merge -> [F / merge, image_tokens, H]."""
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_times: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Video frames [F, 3, S, S], of each video a multiple of temporal_merge -> [F / merge, image_tokens, H].
+
+        Raises:
+            ValueError: temporal_context without `video_times` [F], which tell where a video ends.
+        """
         if self.video_projector is None:
             return self.get_image_features(pixel_values_videos)
-        patches = self._patches(pixel_values_videos)
-        return self.video_projector(merge_frames(patches, self.config.temporal_merge))
+        merge, context = self.config.temporal_merge, self.config.temporal_context
+        frames = merge_frames(self._patches(pixel_values_videos), merge)
+        if context:
+            if video_times is None:
+                raise ValueError(
+                    f"temporal_context {context} needs to know where each video begins; got frames without "
+                    "video_times: give the moments that this model's processor makes"
+                )
+            frames = with_before(frames, video_times[::merge], context)
+        return self.video_projector(frames)
 
     def get_audio_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """The clips as every encoder wants them, each [N, ...] -> [N, sum(audio_tokens), H].
@@ -189,13 +205,14 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         audio: Sequence[torch.Tensor | None] = (),
+        video_times: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Media tensors -> kind -> features [N, T, H]; a kind without media is left out."""
         features = {}
         if pixel_values is not None:
             features["image"] = self.get_image_features(pixel_values)
         if pixel_values_videos is not None:
-            features["video"] = self.get_video_features(pixel_values_videos)
+            features["video"] = self.get_video_features(pixel_values_videos, video_times)
         given = [x for x in audio if x is not None]
         if given:
             features["audio"] = self.get_audio_features(given)
@@ -257,7 +274,7 @@ class AssembledForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None:
-            features = self.encode(pixel_values, pixel_values_videos, audio)
+            features = self.encode(pixel_values, pixel_values_videos, audio, video_times)
             inputs_embeds = self.embed(input_ids, self.place(features, video_times, audio_order))
         elif any(x is not None for x in (pixel_values, pixel_values_videos, *audio)):
             raise ValueError("inputs_embeds already hold the features; give media with input_ids instead")

@@ -340,3 +340,36 @@ def test_frames_merge_two_by_two() -> None:
     )
     assert grown["video_times"].tolist() == [0, 1, 2, 3] * 2
     assert torch.equal(grown["pixel_values_videos"], torch.cat([frames, frames]))
+
+
+def test_features_of_a_frame_know_the_frame_before_and_never_another_video() -> None:
+    model = build(temporal_context=1).model
+    films, times = (
+        torch.randn(5, 3, 32, 32),
+        torch.tensor([0.0, 0.5, 1.0, 0.0, 0.5]),
+    )  # three frames, then two
+    with torch.no_grad():
+        features = model.get_video_features(films, times)
+        hidden = model.vision_tower(films).last_hidden_state
+        before = hidden[[0, 0, 1, 3, 3]]  # before a first frame stands the first itself
+        wanted = model.video_projector(torch.cat([before, hidden], dim=-1))
+        alone = model.get_video_features(films[3:], times[3:])
+    assert features.shape == (5, 16, 32)
+    assert torch.allclose(features, wanted, atol=1e-6)
+    assert torch.allclose(features[3:], alone, atol=1e-6)
+    mutant = model.video_projector(
+        torch.cat([hidden[[0, 0, 1, 2, 3]], hidden], dim=-1)
+    )  # runs on over the videos
+    assert not torch.allclose(mutant[3], wanted[3], atol=1e-3)
+    with pytest.raises(ValueError, match="temporal_context 1 needs to know where each video begins"):
+        model.get_video_features(films)
+
+
+def test_context_comes_after_merging() -> None:
+    model = build(temporal_merge=2, temporal_context=1).model
+    films, times = torch.randn(6, 3, 32, 32), torch.tensor([0.0, 0.5, 1.0, 1.5, 0.0, 0.5])
+    with torch.no_grad():
+        features = model.get_video_features(films, times)
+        pairs = model.vision_tower(films).last_hidden_state.view(3, 2, 16, -1).transpose(1, 2).flatten(2)
+        wanted = model.video_projector(torch.cat([pairs[[0, 0, 2]], pairs], dim=-1))
+    assert torch.allclose(features, wanted, atol=1e-6)

@@ -32,6 +32,8 @@ class AssembledConfig(PreTrainedConfig):
         spatial_merge: side of the square of neighbouring patches that become one feature, their hidden states
             side by side (as Qwen2-VL's patch merger, arXiv 2409.12191); 1: none.
         temporal_merge: frames of a video that become one, their hidden states side by side; 1: none.
+        temporal_context: (merged) frames before each one whose hidden states its projector is given too, so that a
+            feature can tell what changed; before a video's first frame stands the first itself. 0: none.
         audio_tokens: features per clip of each audio encoder; a clip takes their sum.
         audio_merge: per audio encoder, moments that become one feature, their hidden states side by side.
         audio_seconds: per audio encoder, seconds over which its features are spread evenly.
@@ -55,6 +57,7 @@ class AssembledConfig(PreTrainedConfig):
         image_tokens: int = 0,
         spatial_merge: int = 1,
         temporal_merge: int = 1,
+        temporal_context: int = 0,
         audio_tokens: list[int] | None = None,
         audio_merge: list[int] | None = None,
         audio_seconds: list[float] | None = None,
@@ -73,6 +76,7 @@ class AssembledConfig(PreTrainedConfig):
         self.image_tokens = image_tokens
         self.spatial_merge = spatial_merge
         self.temporal_merge = temporal_merge
+        self.temporal_context = temporal_context
         self.audio_tokens = list(audio_tokens or [])
         self.audio_merge = list(audio_merge or [1] * len(self.audio_tokens))
         self.audio_seconds = list(audio_seconds or [1.0] * len(self.audio_tokens))

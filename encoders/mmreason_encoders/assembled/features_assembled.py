@@ -60,6 +60,20 @@ def merge_frames(hidden: torch.Tensor, merge: int) -> torch.Tensor:
     return runs.reshape(count // merge, tokens, width * merge)
 
 
+def with_before(hidden: torch.Tensor, moments: torch.Tensor, context: int) -> torch.Tensor:
+    """Every frame behind the `context` frames before it, side by side: [F, T, D] -> [F, T, D * (context + 1)].
+
+    `moments` [F] rise within a video: where they do not, the next video begins. Before a video's first frame stands the
+    first itself, so that nothing changes there.
+    """
+    places = torch.arange(len(hidden), device=hidden.device)
+    begins = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+    begins[1:] = moments[1:] <= moments[:-1]
+    first = torch.where(begins, places, 0).cummax(dim=0).values
+    before = [hidden[torch.maximum(places - back, first)] for back in range(context, 0, -1)]
+    return torch.cat([*before, hidden], dim=-1)
+
+
 def frequency_patches(config: Any) -> int:
     """Hidden states that an audio encoder makes of one moment: 1, or the patches of AST over all frequencies."""
     if config.model_type != AST:

@@ -196,6 +196,19 @@ def test_the_list_agrees_with_the_dense_truth(rows: list[Any]) -> None:
                 assert (cell is None) == (verb == "vanished") and (before is None) == (verb == "appeared")
 
 
+def test_events_are_labelled_in_the_cell_and_at_the_moment_they_are_told_of(rows: list[Any]) -> None:
+    for _, told, targets in (r for r in rows if r[0]["kind"] == "list"):
+        labels = {t["name"]: t for t in targets}
+        event = labels["video/event"]
+        found = {(i // 16 + 1, f"{'abcd'[i // 4 % 4]}{i % 4 + 1}", event["words"][x])
+                 for i, x in enumerate(event["labels"]) if x}  # fmt: skip
+        wanted = {(moment, _cell_of(name, moment - (verb == "vanished"), told, targets), verb)
+                  for moment, name, verb, _ in told if verb != "stayed"}  # fmt: skip
+        assert found == wanted
+        numbers = labels["video/moment"]
+        assert [numbers["words"][x] for x in numbers["labels"]] == [str(i // 16 + 1) for i in range(128)]
+
+
 def test_rationales_are_short_and_end_in_the_solution(rows: list[Any]) -> None:
     for row, *_ in rows:
         structured = row["rationale"]["structured"]

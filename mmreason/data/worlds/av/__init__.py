@@ -49,4 +49,4 @@ def _write(scene: Scene, chosen: list[Candidate], name: str, rng: np.random.Gene
 
 
 ASKER = Asker("av", KINDS, MOST_SIZE, lambda scene: scene.size, draw_scene, _write)
-WORLD = World("av", 2, tuple(KINDS), GROUPS, ASKER.scenes)
+WORLD = World("av", 3, tuple(KINDS), GROUPS, ASKER.scenes)

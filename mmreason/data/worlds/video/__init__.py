@@ -32,4 +32,4 @@ def _write(clip: Clip, chosen: list[Candidate], name: str, rng: np.random.Genera
 
 
 ASKER = Asker("video", KINDS, MOST_ENTRIES, lambda clip: len(clip.entries), draw_clip, _write)
-WORLD = World("video", 2, tuple(KINDS), GROUPS, ASKER.scenes)
+WORLD = World("video", 3, tuple(KINDS), GROUPS, ASKER.scenes)

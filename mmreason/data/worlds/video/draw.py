@@ -1,7 +1,7 @@
 """Frames of a clip: 64x64 pixels, 8 a second, 16-pixel cells; evidence boxes and dense truth that agree with them.
 
 In every frame of a moment (half a second) a moving thing lies behind the middle of the cell it came into, so that any
-single frame shows which way it goes, whichever frames are sampled. A flash is a bright glow that fills the thing's cell.
+frame shows which way it goes, whichever frames are sampled. A flash is a bright glow that fills the thing's cell.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TRAVEL = (
 )  # pixels from the middle of the cell in the frames of one moment, while a thing moves
 GLOW = np.asarray((250, 110, 250), dtype=np.float32)
 EMPTY = "empty"
+HAPPENS = ("moved", "appeared", "vanished", "turned", "flashed", "hit")
 
 Rng = np.random.Generator
 
@@ -123,9 +124,13 @@ def evidence_of(events: Sequence[Event], clip: Clip, layout: Sequence[Placed]) -
 
 
 def targets_of(clip: Clip) -> tuple[Target, ...]:
-    """What each cell holds at each moment: colour, shape, the way it came in, and whether it flashes."""
+    """What each cell holds at each moment: colour, shape, the way it came in, whether it flashes, and what happens.
+
+    Something vanishes in the cell where it was last seen. Every cell knows the number of its moment.
+    """
     bins = (MOMENTS, SIDE, SIDE)
-    labels = {name: np.zeros(bins, dtype=int) for name in ("colour", "shape", "motion", "flash")}
+    labels = {name: np.zeros(bins, dtype=int) for name in ("colour", "shape", "motion", "flash", "event")}
+    labels["moment"] = np.broadcast_to(np.arange(1, MOMENTS + 1)[:, None, None], bins)
     for actor, track in zip(clip.actors, clip.tracks, strict=True):
         for moment, look in enumerate(track):
             if look:
@@ -134,7 +139,19 @@ def targets_of(clip: Clip) -> tuple[Target, ...]:
                 labels["shape"][at] = SHAPES.index(actor.shape) + 1
                 labels["motion"][at] = WAYS.index(look.way) + 1 if look.way else 0
                 labels["flash"][at] = int(look.flash)
-    words = {"colour": COLOURS, "shape": SHAPES, "motion": WAYS, "flash": ("flashed",)}
+    for event in clip.events:
+        track = clip.track(event.name)
+        look = track[event.moment - (2 if event.verb == "vanished" else 1)]
+        assert look is not None
+        labels["event"][event.moment - 1, look.row - 1, look.column - 1] = HAPPENS.index(event.verb) + 1
+    words = {
+        "colour": COLOURS,
+        "shape": SHAPES,
+        "motion": WAYS,
+        "flash": ("flashed",),
+        "event": HAPPENS,
+        "moment": tuple(map(str, range(1, MOMENTS + 1))),
+    }
     return tuple(
         Target(0, f"video/{name}", (EMPTY, *words[name]), bins, tuple(int(v) for v in grid.ravel()), SECONDS)
         for name, grid in labels.items()
