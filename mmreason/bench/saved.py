@@ -66,10 +66,11 @@ def measured(shape: Shape, shared_prefix: str) -> dict[str, float]:
     """`{saved_bytes, peak_rss_bytes, before_step_rss_bytes, seconds}` of one update in this process."""
     with workplace(shape) as folder:
         method, trainer = prepared(shape, folder, shared_prefix)
-        batch = method.collect(0.0, 1)
+        with method.context.encoding():
+            batch = method.collect(0.0, 1)
         before = peak_rss()
         began = time.perf_counter()
-        with kept_for_backward(list(trainer.model.parameters())) as kept:
+        with method.context.encoding(), kept_for_backward(list(trainer.model.parameters())) as kept:
             train_step(trainer, batch.rows, batch.objective, 0.0)
             saved = kept()
         seconds = time.perf_counter() - began

@@ -57,7 +57,9 @@ def grpo_step(shape: Shape, folder: Path, shared_prefix: str) -> Callable[[], di
     numbers = itertools.count(1)
 
     def go() -> dict[str, float]:
-        batch = method.collect(0.0, next(numbers))
-        return train_step(trainer, batch.rows, batch.objective, 0.0)
+        with method.context.encoding():
+            batch = method.collect(0.0, next(numbers))
+        with method.context.encoding():
+            return train_step(trainer, batch.rows, batch.objective, 0.0)
 
     return go

@@ -139,6 +139,7 @@ def _step(shape: Shape, folder: Path, together: int) -> Callable[[], dict[str, f
 
     def go() -> dict[str, float]:
         batch = method.collect(0.0, next(numbers))
-        return train_step(trainer, batch.rows, batch.objective, 0.0)
+        with context.encoding():
+            return train_step(trainer, batch.rows, batch.objective, 0.0)
 
     return go

@@ -10,7 +10,6 @@ what those layers made.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,16 +67,17 @@ def _mergers(tower: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a tower, by medium: `parts[i]` are the tensors that are medium i's own."""
+    """One call of a tower, by medium: `parts[i]` are the tensors that are medium i's own ("": given without a name)."""
 
     parts: list[dict[str, torch.Tensor]]
     rest: dict[str, Any]  # the same for all media
     patches: list[int] | None  # rows of each medium where a tower takes patches; None: one row each
 
-    def arguments(self, chosen: Sequence[int]) -> dict[str, Any]:
-        """The tower's arguments for some of the media."""
-        names = self.parts[0]
-        return {n: torch.cat([self.parts[i][n] for i in chosen]) for n in names} | self.rest
+    def of(self, tower: nn.Module, chosen: Sequence[int]) -> Any:
+        """What the tower makes of some of the media, called as it was."""
+        tensors = {n: torch.cat([self.parts[i][n] for i in chosen]) for n in self.parts[0]}
+        first = [tensors.pop("")] if "" in tensors else []
+        return tower(*first, **tensors, **self.rest)
 
 
 class _Once(nn.Module):
@@ -159,7 +159,7 @@ class _Once(nn.Module):
 
     def _encoded(self, call: _Call, chosen: Sequence[int]) -> list[Made]:
         """What the tower makes of some media of a call, each apart."""
-        out = self.tower(**call.arguments(chosen))
+        out = call.of(self.tower, chosen)
         if call.patches is None:
             states = out.last_hidden_state
             return [Made(type(out), {"last_hidden_state": [states[i : i + 1]]}) for i in range(len(chosen))]
@@ -220,12 +220,10 @@ def _taken_apart(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     main: Any = args[0] if args else next((x for x in kwargs.values() if isinstance(x, torch.Tensor)), None)
     rest = {n: x for n, x in kwargs.items() if not isinstance(x, torch.Tensor)}
     tensors = {n: x for n, x in kwargs.items() if isinstance(x, torch.Tensor) and x is not grid}
-    if args:
-        name = next(n for n in inspect.signature(tower.forward).parameters if n not in ("self", *tensors))
-        tensors = {name: args[0], **tensors}
+    tensors = ({"": main} if args else {}) | tensors
     reason = _noise(tower)
-    if main is None or not len(main):
-        reason = "it is called without media"
+    if main is None or not len(main) or len(args) > (1 if grid is None else 2):
+        reason = "its media cannot be told apart"
     elif grid is None and (main.ndim < 3 or any(len(x) != len(main) for x in tensors.values())):
         reason = "its media cannot be told apart"
     elif grid is not None and (len(tensors) > 1 or int(grid.prod(-1).sum()) != len(main)):

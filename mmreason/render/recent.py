@@ -10,7 +10,7 @@ import torch
 
 from mmreason.types import DecodedMedium
 
-KEPT = 8
+KEPT_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,11 @@ class _Made:
     media: tuple[DecodedMedium, ...]  # held, so that no other medium takes their identity
     ids: list[int]
     tensors: dict[str, torch.Tensor]
+
+    @property
+    def bytes(self) -> int:
+        tensors = sum(t.numel() * t.element_size() for t in self.tensors.values())
+        return tensors + sum(m.bytes for m in self.media)
 
 
 class RecentMedia:
@@ -31,6 +36,7 @@ class RecentMedia:
 
     def __init__(self) -> None:
         self._made: OrderedDict[tuple[str, tuple[int, ...]], _Made] = OrderedDict()
+        self._bytes = 0
 
     def get(
         self, text: str, media: Sequence[DecodedMedium], placeholders: Iterable[str]
@@ -49,15 +55,19 @@ class RecentMedia:
         tensors: dict[str, torch.Tensor],
         tokenise: Callable[[str], list[int]],
     ) -> None:
-        """Remember `ids` and `tensors` of `text` with `media`, and forget the oldest beyond KEPT."""
+        """Remember `ids` and `tensors` of `text` with `media`, and forget the oldest beyond KEPT_BYTES."""
         cut = _cut(text, placeholders)
         rest = tokenise(text[cut:]) if text[cut:] else []
         head = list(ids[: len(ids) - len(rest)])
         if [*head, *rest] != list(ids):
             return
-        self._made[text[:cut], tuple(map(id, media))] = _Made(tuple(media), head, tensors)
-        while len(self._made) > KEPT:
-            self._made.popitem(last=False)
+        key, made = (text[:cut], tuple(map(id, media))), _Made(tuple(media), head, tensors)
+        before = self._made.pop(key, None)
+        self._made[key] = made
+        self._bytes += made.bytes - (0 if before is None else before.bytes)
+        while self._bytes > KEPT_BYTES:
+            _, old = self._made.popitem(last=False)
+            self._bytes -= old.bytes
 
 
 def _cut(text: str, placeholders: Iterable[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,9 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from mmreason.data.quarantine import Quarantine
+from mmreason.model.encode_once import encode_once
 from mmreason.model.family import Family
+from mmreason.model.feature_cache import FeatureCache
 from mmreason.render import Renderer
 from mmreason.schema import Recipe
 from mmreason.train.distributed import Backend
@@ -37,6 +40,11 @@ class Context:
     sources: dict[str, list[Sample]]
     console: Console
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall time of its training
+    features: FeatureCache | None = None  # what encoders made of media; None: every row has its own encoded
+
+    def encoding(self, model: Any = None) -> AbstractContextManager[None]:
+        """While it is open, the encoders of the run's model (or of its reference) see each distinct medium once."""
+        return encode_once(self.model if model is None else model, self.family, self.features)
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ def greedy(context: Context, prompt: Callable[[Sample], Rendered | None] | None 
     def answer(samples: Sequence[Sample]) -> list[tuple[str, int]]:
         prompts = [p for p in map(show, samples) if p is not None]
         complete = engine(context.model, context.recipe.shared_prefix)
-        done = complete(context.model, context.family, context.renderer, prompts, 1, params)
+        with context.encoding():
+            done = complete(context.model, context.family, context.renderer, prompts, 1, params)
         return [(group[0].text, len(group[0])) for group in done]
 
     return answer

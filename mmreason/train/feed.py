@@ -12,8 +12,8 @@ from mmreason.render import Renderer, RenderError
 from mmreason.schema import SFTStage, StageConfig
 from mmreason.types import DecodedMedium, MediumRef, Rendered, Sample
 
-CACHE_BYTES = 512 * 2**20
-MEDIA_KEPT = 8
+CACHE_BYTES = 512 * 2**20  # of rendered rows
+MEDIA_BYTES = 64 * 2**20  # of decoded media
 
 
 class Feed:
@@ -39,6 +39,7 @@ class Feed:
         self._cache: OrderedDict[tuple[str, str, str], Rendered] = OrderedDict()
         self._bytes = 0
         self._media: OrderedDict[tuple[str, str, str], DecodedMedium] = OrderedDict()
+        self._media_bytes = 0
 
     def prompt(self, sample: Sample, stage: StageConfig | None = None) -> Rendered | None:
         """The sample up to the generation prompt, within the stage's bound; nothing is sampled yet."""
@@ -110,11 +111,15 @@ class Feed:
         if ref.content is not None:
             return self._decode(ref)
         key = (ref.kind, ref.root, ref.path)
-        if key not in self._media:
-            self._media[key] = self._decode(ref)
-            while len(self._media) > MEDIA_KEPT:
-                self._media.popitem(last=False)
-        return self._media[key]
+        if key in self._media:
+            self._media.move_to_end(key)
+            return self._media[key]
+        medium = self._media[key] = self._decode(ref)
+        self._media_bytes += medium.bytes
+        while self._media_bytes > MEDIA_BYTES:
+            _, old = self._media.popitem(last=False)
+            self._media_bytes -= old.bytes
+        return medium
 
     def _decode(self, ref: MediumRef) -> DecodedMedium:
         return decode(ref, self.limits) if self._decoders is None else self._decoders.decode(ref)

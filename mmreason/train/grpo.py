@@ -218,7 +218,8 @@ class GRPO:
             old = fixed_logprobs(self.context.model, self.trainer, rows, objective)
             rows = [replace(row, old_logprobs=line) for row, line in zip(rows, old, strict=True)]
         if self.reference is not None:
-            ref = fixed_logprobs(self.reference, self.trainer, rows, objective)
+            with self.context.encoding(self.reference):
+                ref = fixed_logprobs(self.reference, self.trainer, rows, objective)
             rows = [replace(row, ref_logprobs=line) for row, line in zip(rows, ref, strict=True)]
         return rows
 

@@ -57,13 +57,15 @@ def run_stage(
         while not budget.done(step, elapsed):
             progress = budget.progress(step, elapsed)
             step_began = time.perf_counter()
-            batch = method.collect(progress, first_global + step + 1)
+            with context.encoding():
+                batch = method.collect(progress, first_global + step + 1)
             collected = time.perf_counter() - step_began
             metrics = dict(batch.metrics)
             if batch.learn is not None:
                 metrics |= batch.learn(trainer, progress)
             elif context.backend.max(len(batch.rows)):
-                metrics |= train_step(trainer, batch.rows, batch.objective, progress)
+                with context.encoding():
+                    metrics |= train_step(trainer, batch.rows, batch.objective, progress)
             metrics |= {"time/collect": collected, "time/total": time.perf_counter() - step_began}
             step += 1
             spent = context.backend.sum(time.perf_counter() - began) / context.backend.world_size

@@ -14,6 +14,7 @@ from rich.console import Console
 from mmreason.data.media import limits_of
 from mmreason.data.quarantine import Quarantine
 from mmreason.data.sources import load_rows
+from mmreason.model.feature_cache import FeatureCache
 from mmreason.model.load import Loaded, load_model
 from mmreason.model.save import copy_weights, read_weights
 from mmreason.plugins import load_plugins
@@ -74,6 +75,7 @@ def assemble(
         metrics=Metrics(run_dir / "metrics.jsonl", recipe.report_to if backend.is_main else [], run_dir.name),
         sources=sources,
         console=Console(stderr=True, quiet=not backend.is_main),
+        features=None if recipe.shared_prefix == "off" else FeatureCache(recipe.feature_cache_bytes),
     )
 
 
