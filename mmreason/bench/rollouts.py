@@ -69,6 +69,7 @@ def _dropping(shape: Shape) -> dict[str, Any]:
                 model, family, renderer, prompts, shape.group, params, seeds, limits
             )
 
+        side(True)()  # the first time is no measure
         taken = interleaved({"kept": side(False), "dropped": side(True)}, 1)
     lengths = limits.tolist()
     return compared(taken, "kept", "dropped") | {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from mmreason.model import encode_once as module
 from mmreason.model.encode_once import encode_once
 from mmreason.model.family import forward_inputs
 from mmreason.model.feature_cache import FeatureCache, Made
-from mmreason.model.load import Loaded
+from mmreason.model.load import Loaded, load_model
 from mmreason.objective import sft_sample
 from mmreason.types import Rendered
 from tests.rollout.mixes import SENSES, model_of, prompts_of
-from tests.tiny import KINDS
+from tests.tiny import KINDS, TEXTS, tiny_model_config
 
 SEEING = ("assembled", *KINDS, "qwen2_audio", "qwen2_5_omni_thinker")
 BIG = 2**30
@@ -280,6 +281,41 @@ def test_precision_is_part_of_the_name(native_folder: Callable[[str], Path]) -> 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits(loaded, prompts)
     assert len(cache) == 2
+
+
+def test_adapters_of_a_tower_are_part_of_its_name() -> None:
+    """Adapters that are switched off make other features of the same weights."""
+    config = tiny_model_config().model_copy(update={"use_peft": True, "lora_r": 4})
+    loaded = load_model(config, texts=lambda: TEXTS, seed=0)
+    loaded.model.eval()
+    for name, weight in loaded.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+        weight.requires_grad_("language_model" in name and "lora_" in name)
+    prompts = prompts_of(loaded, ("i", "ii", "i"))
+    cache = FeatureCache(BIG)
+    seen = []
+    with torch.no_grad():
+        for _ in range(2):
+            for context in (nullcontext(), loaded.model.disable_adapter()):
+                with context:
+                    plain = logits(loaded, prompts)
+                    with encode_once(loaded.model, loaded.family, cache):
+                        torch.testing.assert_close(logits(loaded, prompts), plain, atol=1e-5, rtol=0)
+                    seen.append(plain)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3)
+    assert len(cache) == 2 * distinct_media(loaded, prompts)
+
+
+def test_adapters_of_a_tower_learn_as_without() -> None:
+    config = tiny_model_config().model_copy(update={"use_peft": True, "lora_r": 4})
+    loaded = load_model(config, texts=lambda: TEXTS, seed=0)
+    loaded.model.eval()
+    prompts = [*(three := prompts_of(loaded, ("i", "ii", "i"))), *three]
+    plain = gradients(loaded, prompts)
+    assert any("vision_tower" in name and "lora_" in name for name in plain)
+    with encode_once(loaded.model, loaded.family, FeatureCache(BIG)):
+        assert same_gradients(gradients(loaded, prompts), plain)
 
 
 # --- the bound

@@ -17,6 +17,7 @@ from mmreason.rollout import forked, generate
 from mmreason.rollout.forked_cache import ForkedCache, ForkedLayer
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.train.distributed import make_backend
+from mmreason.train.micro import Sharing
 from mmreason.train.step import Objective, fixed_logprobs
 from mmreason.types import Group, Rendered, Sample, Trajectory
 from tests.rollout.mixes import ALL, SENSES, impatient, model_of, prompts_of, same_logprobs, written
@@ -86,6 +87,8 @@ def test_logprobs_are_those_of_a_full_forward(loaded: Loaded, kind: str, tempera
     groups = fork(loaded, prompts, 2, SamplingParams(9, temperature=temperature, top_k=50))
     renderer = Renderer(loaded.processor)
     trainer: Any = SimpleNamespace(
+        model=loaded.model,
+        sharing=Sharing(),
         family=loaded.family,
         backend=make_backend("plain"),
         pad_id=renderer.pad_id,

@@ -19,6 +19,7 @@ from mmreason.rollout import forked
 from mmreason.rollout.generate import SamplingParams, generate, left_pad, trajectory
 from mmreason.schema import ModelConfig
 from mmreason.train.distributed import make_backend
+from mmreason.train.micro import Sharing
 from mmreason.train.step import Objective, fixed_logprobs
 from mmreason.types import Group, Rendered, Trajectory
 from tests.tiny import KINDS
@@ -66,12 +67,14 @@ def favour(loaded: Loaded, ids: Sequence[int], by: float) -> Any:
     return head.register_forward_hook(hook)
 
 
+@pytest.mark.parametrize("engine", [generate, forked.generate])
 @pytest.mark.parametrize("greedy", [True, False])
-def test_placeholders_are_never_sampled(loaded: Loaded, greedy: bool) -> None:
+def test_placeholders_are_never_sampled(loaded: Loaded, greedy: bool, engine: Any) -> None:
     renderer = Renderer(loaded.processor)
     assert set(loaded.family.placeholder_ids) <= set(renderer.placeholder_ids)
     hook = favour(loaded, renderer.placeholder_ids, 1000.0)
-    ids = written(run(loaded, 2, SamplingParams(6, greedy=greedy), rows=2))
+    params = SamplingParams(6, greedy=greedy)
+    ids = written(engine(loaded.model, loaded.family, renderer, prompts_of(renderer, 2), 2, params))
     hook.remove()
     assert len(ids) == 4 and not {i for row in ids for i in row} & set(renderer.placeholder_ids)
 
@@ -141,6 +144,8 @@ def test_training_sees_the_probabilities_that_sampling_used(loaded: Loaded, temp
     params = SamplingParams(7, temperature=temperature, max_rows=2)
     groups = generate(loaded.model, loaded.family, renderer, prompts, 2, params)
     trainer: Any = SimpleNamespace(
+        model=loaded.model,
+        sharing=Sharing(),
         family=loaded.family,
         backend=make_backend("plain"),
         pad_id=renderer.pad_id,
