@@ -322,7 +322,9 @@ def _item(annotation: Any) -> Any:
 
 
 def _model(annotation: Any, value: Any) -> type[BaseModel] | None:
-    """The model class behind an annotation; of a stage, the one its type names."""
+    """The model class behind an annotation; of a stage, the one its type names. A mapping of models is none itself."""
+    if get_origin(annotation) is dict:
+        return None
     if isinstance(value, dict) and "Stage" in str(annotation) and value.get("type") in STAGES:
         return STAGES[value["type"]]
     for option in [annotation, *get_args(annotation)]:

@@ -1,20 +1,22 @@
 """One row of a file -> one Sample; what does not fit is named by row and column.
 
 Two shapes of a row: `messages` with typed content parts, or text (`messages`, `problem`, `prompt` or `question`)
-with `<image>`, `<video>`, `<audio>` markers beside lists `images`, `videos`, `audios`.
+with `<image>`, `<video>`, `<audio>` markers beside lists `images`, `videos`, `audios`. A column `image`, `video` or
+`audio` holds one medium; without a marker of its own it comes first, before the text.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from mmreason.types import PROBLEM_TYPES, MediaKind, MediumRef, Message, Part, Sample
 
+T = TypeVar("T")
 KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
 ROLES = ("system", "user", "assistant", "tool")
 STYLES = ("structured", "free")
@@ -25,12 +27,19 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _USED = {
     "id", "messages", "solution", "answer", "problem_type", "options", "rationale", "evidence", "difficulty",
-    *TEXT_COLUMNS, *LIST_COLUMNS,
+    *TEXT_COLUMNS, *LIST_COLUMNS, *KINDS,
 }  # fmt: skip
 
 
 class RowError(ValueError):
-    """A row, or a file of rows, that does not fit; names the row, what was got, what is allowed, what to do."""
+    """A row, or a file of rows, that does not fit; names the row, what was got, what is allowed, what to do.
+
+    `problems` are all that was found, one line each; the text is these lines.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -67,25 +76,36 @@ def parse_row(row: Mapping[str, Any] | str, *, source: str, line: int, root: str
             raise where.error(f"no JSON ({error}); each line is one JSON object") from error
     if not isinstance(row, Mapping):
         raise where.error(f"got a {type(row).__name__}; each row is a JSON object")
-    messages, media = _conversation(row, where)
-    options = _options(row.get("options"), where)
-    solution = _solution(row, where)
-    columns = {key: value for key, value in row.items() if key not in _USED}
-    if solution is not None and options:
-        _check_answer(solution, options, where)
+    problems: list[str] = []
+    conversation = _tried(lambda: _conversation(row, where), problems)
+    truth = _tried(lambda: _truth(row, where), problems)
+    rationale = _tried(lambda: _rationale(row.get("rationale"), where), problems)
+    evidence = _tried(lambda: _evidence(row.get("evidence"), where), problems)
+    difficulty = _tried(lambda: (_difficulty(row.get("difficulty"), where),), problems)
+    if conversation is None or truth is None or rationale is None or evidence is None or difficulty is None:
+        raise RowError(*problems)
     return Sample(
         id=_id(row, where),
         source=source,
-        messages=messages,
-        media=media,
-        solution=solution,
-        problem_type=_problem_type(row.get("problem_type"), solution, options, where),
-        options=options,
-        rationale=_rationale(row.get("rationale"), where),
-        evidence=_evidence(row.get("evidence"), where),
-        difficulty=_difficulty(row.get("difficulty"), where),
-        columns=columns,
+        messages=conversation[0],
+        media=conversation[1],
+        solution=truth.solution,
+        problem_type=truth.problem_type,
+        options=truth.options,
+        rationale=rationale,
+        evidence=evidence,
+        difficulty=difficulty[0],
+        columns={key: value for key, value in row.items() if key not in _USED},
     )
+
+
+def _tried(part: Callable[[], T], problems: list[str]) -> T | None:
+    """A part of the row, or None and its problems among `problems`: the other parts are looked at all the same."""
+    try:
+        return part()
+    except RowError as error:
+        problems.extend(error.problems)
+        return None
 
 
 def _id(row: Mapping[str, Any], where: _Where) -> str:
@@ -109,6 +129,7 @@ def _conversation(row: Mapping[str, Any], where: _Where) -> tuple[tuple[Message,
     if not isinstance(raw, Sequence) or not raw:
         raise where.error(f"messages: got {_short(raw)}; a list of {{role, content}} is needed")
     given = {kind: _media_list(row, column, where) for column, kind in LIST_COLUMNS.items()}
+    raw = _singles_first(row, raw, given, where)
     waiting = {kind: list(items) for kind, items in given.items()}
     media: list[MediumRef] = []
     messages = [_message(turn, i, waiting, media, where) for i, turn in enumerate(raw)]
@@ -122,6 +143,43 @@ def _conversation(row: Mapping[str, Any], where: _Where) -> tuple[tuple[Message,
     if not any(part.type != "text" or part.text.strip() for message in messages for part in message.parts):
         raise where.error("messages: got no text and no media; the question is empty")
     return tuple(messages), tuple(media)
+
+
+def _singles_first(
+    row: Mapping[str, Any], raw: Sequence[Any], given: dict[MediaKind, list[Any]], where: _Where
+) -> Sequence[Any]:
+    """Media of the columns `image`, `video`, `audio` become lists of one in `given`; without a marker they are put
+    before the text of the first user turn, which is returned with the others.
+    """
+    singles = [kind for kind in KINDS if row.get(kind) is not None]
+    for kind in singles:
+        if given[kind]:
+            raise where.error(f"got both {kind} and {kind}s; give one of the two columns")
+        if isinstance(row[kind], Sequence) and not isinstance(row[kind], str | bytes):
+            raise where.error(
+                f"{kind}: got {_short(row[kind])}; it holds one medium: name the column {kind}s"
+            )
+        given[kind] = [row[kind]]
+    said = json.dumps(raw, default=str)
+    unmarked = [kind for kind in singles if f"<{kind}>" not in said and not _holds(raw, kind)]
+    user = next(
+        (i for i, turn in enumerate(raw) if isinstance(turn, Mapping) and turn.get("role") == "user"), None
+    )
+    if not unmarked or user is None:
+        return raw
+    content = raw[user].get("content")
+    parts = [content] if isinstance(content, str) else list(content or ())
+    marked = {**raw[user], "content": [*({"type": kind} for kind in unmarked), *parts]}
+    return [*raw[:user], marked, *raw[user + 1 :]]
+
+
+def _holds(raw: Sequence[Any], kind: MediaKind) -> bool:
+    """Whether some turn has a typed part of this kind."""
+    contents = [turn.get("content") for turn in raw if isinstance(turn, Mapping)]
+    parts = [
+        p for content in contents if isinstance(content, Sequence) for p in content if isinstance(p, Mapping)
+    ]
+    return any(part.get("type") == kind for part in parts)
 
 
 def _media_list(row: Mapping[str, Any], column: str, where: _Where) -> list[Any]:
@@ -190,9 +248,10 @@ def _medium(
     """The medium that a part names, or the next of the row's list."""
     if value is None:
         if not waiting[kind]:
+            used = sum(ref.kind == kind for ref in media)
             raise where.error(
-                f"{at}: a <{kind}> marker without its medium; there are more markers than entries of {kind}s: give one "
-                f"entry of {kind}s for each marker"
+                f"{at}: the {kind} number {used + 1} has no file; there are more <{kind}> markers and parts without a "
+                f"path than entries of {kind}s ({used}): give one entry of {kind}s for each, or a path"
             )
         value = waiting[kind].pop(0)
     if isinstance(value, bytes):
@@ -207,12 +266,50 @@ def _medium(
         or not isinstance(path, str)
         or not (path or content)
     ):
-        raise where.error(f"{at}: got {_short(value)}; a {kind} is a path, or {{bytes, path}} in parquet")
+        raise where.error(f"{at}: got {_short(value)}; {kind} takes a path, or {{bytes, path}} in parquet")
     media.append(MediumRef(kind, path, root=where.root, content=content))
     return Part(kind, medium=len(media) - 1)
 
 
 # --- truth
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What is right, and how it is judged. Example: `_Truth("2", (), "numeric")`."""
+
+    solution: str | None
+    options: tuple[str, ...]
+    problem_type: str
+
+
+def _truth(row: Mapping[str, Any], where: _Where) -> _Truth:
+    """Options, solution and problem type, each by itself and then together."""
+    problems: list[str] = []
+    found_options = _tried(lambda: _options(row.get("options"), where), problems)
+    found_solution = _tried(lambda: (_solution(row, where),), problems)
+    options, solution = found_options or (), found_solution[0] if found_solution else None
+    if solution is not None and options:
+        _tried(lambda: _check_answer(solution, options, where), problems)
+    kind = _tried(lambda: _problem_type(row.get("problem_type"), solution, options, where), problems)
+    if kind is not None and solution is not None and not problems:
+        _tried(lambda: _check_type(kind, solution, options, where), problems)
+    if problems or kind is None:
+        raise RowError(*problems)
+    return _Truth(solution, options, kind)
+
+
+def _check_type(kind: str, solution: str, options: Sequence[str], where: _Where) -> None:
+    """A number where a number is asked for, and one answer where one option is."""
+    if kind == "numeric" and not re.search(r"\d", solution):
+        raise where.error(
+            f"solution: got {solution!r} for problem_type numeric; give a number in digits, or problem_type text"
+        )
+    several = "," in solution and _plain(solution) not in {_plain(option) for option in options}
+    if kind == "single_choice" and options and several:
+        raise where.error(
+            f"solution: got {solution!r} for problem_type single_choice; give one answer, or problem_type multi_choice"
+        )
 
 
 def _solution(row: Mapping[str, Any], where: _Where) -> str | None:

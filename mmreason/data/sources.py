@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,11 @@ def _read(name: str, cfg: SourceConfig, folder: Path) -> tuple[list[Sample], lis
     samples: list[Sample] = []
     problems: list[str] = []
     lines: dict[str, int] = {}
-    for line, row in _rows(path, name):
-        if cfg.limit is not None and len(samples) + len(problems) >= cfg.limit:
-            break
+    for line, row in islice(_rows(path, name), cfg.limit):
         try:
             sample = parse_row(row, source=name, line=line, root=root)
         except RowError as error:
-            problems.append(str(error))
+            problems += error.problems
             continue
         if sample.id in lines:
             problems.append(

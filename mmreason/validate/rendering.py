@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mmreason.data.media import MediaError, decode, limits_of
 from mmreason.data.transforms import supervised
@@ -11,13 +11,21 @@ from mmreason.schema import GRPOStage, Recipe, SFTStage, StageConfig
 from mmreason.types import DecodedMedium, Rendered, Sample
 from mmreason.validate.report import Report
 
-RENDERED_ROWS = 32  # rows of each source that are rendered: so many evenly spread, and as many of the longest
+RENDERED_ROWS = 32  # rows of each source: so many evenly spread, as many of the largest, as many of the longest
 
 
 def render_rows(
-    recipe: Recipe, renderer: Renderer, source: str, samples: Sequence[Sample], report: Report
+    recipe: Recipe,
+    renderer: Renderer,
+    source: str,
+    samples: Sequence[Sample],
+    pixels: Mapping[str, int],
+    report: Report,
 ) -> None:
-    """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits."""
+    """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits.
+
+    `pixels`: id of a row -> pixels of its pictures and frames; the rows with the most are among those rendered.
+    """
     limits = limits_of(recipe, renderer.processor)
     stages = [s for s in recipe.stages if source in s.sources()]
     prompts: list[int] = []
@@ -33,7 +41,7 @@ def render_rows(
             problems.append(f"data.{source}, {error}")
         return None
 
-    for sample in _chosen(samples):
+    for sample in _chosen(samples, pixels):
         prompt = rendered(sample, renderer.prompt)
         if prompt is None:
             continue
@@ -45,7 +53,7 @@ def render_rows(
             if len(prompt) > stage.max_prompt_length
         ]
     for stage in [s for s in stages if isinstance(s, SFTStage)]:
-        for row in _chosen(_targets(stage, samples, recipe.seed, report)):
+        for row in _chosen(_targets(stage, samples, recipe.seed, report), pixels):
             full = rendered(row, renderer.full)
             if full is None:
                 continue
@@ -81,14 +89,17 @@ def longest(report: Report, stage: StageConfig) -> tuple[int, int]:
     return max(prompts, default=stage.max_prompt_length), written
 
 
-def _chosen(samples: Sequence[Sample]) -> list[Sample]:
-    """RENDERED_ROWS rows at even distances, and as many with the most media and the longest text, in their order."""
+def _chosen(samples: Sequence[Sample], pixels: Mapping[str, int]) -> list[Sample]:
+    """RENDERED_ROWS rows at even distances, as many with the most pixels, and as many with the most media and text."""
     count = len(samples)
     even = (
         {i * (count - 1) // max(RENDERED_ROWS - 1, 1) for i in range(RENDERED_ROWS)} if count else set[int]()
     )
-    largest = sorted(range(count), key=lambda i: _extent(samples[i]), reverse=True)[:RENDERED_ROWS]
-    return [samples[i] for i in sorted({*even, *largest})]
+    longest_text = sorted(range(count), key=lambda i: _extent(samples[i]), reverse=True)[:RENDERED_ROWS]
+    shown = sorted(
+        (i for i in range(count) if pixels.get(samples[i].id)), key=lambda i: -pixels[samples[i].id]
+    )
+    return [samples[i] for i in sorted({*even, *longest_text, *shown[:RENDERED_ROWS]})]
 
 
 def _extent(sample: Sample) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmreason.data.media import MediaError, MediaLimits, check, decode
+from mmreason.data.media import Extent, MediaError, MediaLimits, check, decode, extent_of
 from mmreason.data.sources import check_rows
 from mmreason.data.targets import dense_targets, with_targets
 from mmreason.data.transforms import target_text
@@ -44,17 +44,22 @@ def read_source(name: str, cfg: SourceConfig, folder: Path, report: Report) -> l
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look at a source's media tells. Example: `Looked(unusable={"a:3"}, heard={"a:1": ("1.wav", 3.5)})`."""
+    """What a look at a source's media tells.
+
+    Example: `Looked(unusable={"a:3"}, heard={"a:1": ("1.wav", 3.5)}, pixels={"a:2": 4096})`.
+    """
 
     unusable: set[str]  # ids of rows with a medium that cannot be read
     heard: dict[str, tuple[str, float]]  # id of a row -> its longest sound, and the seconds of it
+    pixels: dict[str, int]  # id of a row -> pixels of all its pictures and frames
 
 
 def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, report: Report) -> Looked:
     """Decode every medium; beyond DECODED_MEDIA read the headers only."""
     problems: dict[str, str] = {}
     heard: dict[str, tuple[str, float]] = {}
-    seen: dict[tuple[str, str, str], float | str | None] = {}  # several questions may share a medium
+    pixels: dict[str, int] = {}
+    seen: dict[tuple[str, str, str], Extent | str] = {}  # several questions may share a medium
     opened = 0
     for sample in samples:
         for ref in sample.media:
@@ -65,25 +70,24 @@ def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, repor
             told = seen[key]
             if isinstance(told, str):
                 problems[sample.id] = f"data.{name}, row {sample.id}: {told}"
-            elif told is not None and told > heard.get(sample.id, ("", 0.0))[1]:
-                heard[sample.id] = ref.path or "inline bytes", told
+                continue
+            pixels[sample.id] = pixels.get(sample.id, 0) + told.pixels
+            if told.seconds > heard.get(sample.id, ("", 0.0))[1]:
+                heard[sample.id] = ref.path or "inline bytes", told.seconds
     if opened > DECODED_MEDIA:
         report.notes.append(
             f"data.{name}: {DECODED_MEDIA} of {opened} media are decoded, the others' headers read"
         )
     report.add(list(problems.values()))
-    return Looked(set(problems), heard)
+    return Looked(set(problems), heard, pixels)
 
 
-def _look(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> float | str | None:
-    """What is wrong with a medium (without `whole`, as far as its header tells), or the seconds of a sound."""
+def _look(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> Extent | str:
+    """What is wrong with a medium (without `whole`, as far as its header tells), or how large it is."""
     try:
-        if not whole:
-            return check(ref, limits)
-        wave = decode(ref, limits).waveform
+        return extent_of(decode(ref, limits)) if whole else check(ref, limits)
     except MediaError as error:
         return str(error)
-    return None if wave is None else len(wave) / limits.sampling_rate
 
 
 def check_window(name: str, looked: Looked, processor: Any, report: Report) -> set[str]:

@@ -74,7 +74,8 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
         renderer = report.attempt(lambda: Renderer(loaded.processor, system_prompt=recipe.system_prompt))
         for source, samples in sources.items() if renderer is not None else ():
             wrong_rows = check_window(source, looked[source], loaded.processor, report)
-            render_rows(recipe, renderer, source, [s for s in samples if s.id not in wrong_rows], report)
+            right = [s for s in samples if s.id not in wrong_rows]
+            render_rows(recipe, renderer, source, right, looked[source].pixels, report)
     for stage in recipe.stages:
         report.attempt(partial(fits, stage, recipe, loaded))
         report.memory[stage.name] = estimate(loaded, recipe, stage, *longest(report, stage))

@@ -140,8 +140,11 @@ def test_rationales() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"problem": "<image>x"}, r"a <image> marker without its medium.*one entry of images for each"),
-    ({"problem": "<image><image>x", "images": ["a.png"]}, "more markers than entries of images"),
+    ({"problem": "<image>x"}, r"the image number 1 has no file.*one entry of images for each"),
+    (
+        {"problem": "<image><image>x", "images": ["a.png"]},
+        "the image number 2 has no file; there are more <image> markers",
+    ),
     ({"problem": "<image>x", "images": ["a.png", "b.png"]}, "1 <image> markers for 2 images"),
     ({"problem": "x", "audios": ["a.wav"]}, "0 <audio> markers for 1 audios"),
     ({"problem": "x", "solution": ""}, "solution: got '', which is empty"),
@@ -177,7 +180,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         r"messages.0.content.0: got .*type text, image",
     ),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "text is needed"),
-    ({"messages": [{"role": "user", "content": [{"type": "image", "image": 3}]}]}, "a image is a path"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "image": 3}]}]}, "image takes a path"),
 ]
 
 
@@ -281,3 +284,55 @@ def test_wrong_worlds_are_named(tmp_path: Path) -> None:
         "unknown kinds"
         in check_rows("train", SourceConfig(world="image", kinds=["zzz"]), tmp_path / "x")[1][0]
     )
+
+
+def test_a_row_names_all_of_its_faults() -> None:
+    row = {"question": "<image>x", "solution": " ", "problem_type": "numerc", "difficulty": 7, "rationale": 3}
+    with pytest.raises(RowError) as caught:
+        parse_row(row, source="mine", line=4, root=".")
+    said = caught.value.problems
+    assert len(said) == 5 and all(line.startswith("data.mine, row 4: ") for line in said)
+    for part in (
+        "the image number 1 has no file",
+        "solution",
+        "did you mean numeric",
+        "difficulty",
+        "rationale",
+    ):
+        assert any(part in line for line in said), part
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "x", "solution": "bananas", "problem_type": "numeric"}, "give a number in digits"),
+        (
+            {
+                "question": "x",
+                "solution": "red, green",
+                "options": ["red", "green"],
+                "problem_type": "single_choice",
+            },
+            "give one answer, or problem_type multi_choice",
+        ),
+        ({"question": "x", "image": "a.png", "images": ["b.png"], "solution": "1"}, "both image and images"),
+        ({"question": "x", "image": ["a.png", "b.png"], "solution": "1"}, "name the column images"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RowError, match=said):
+        parse_row(row, source="mine", line=1, root=".")
+
+
+def test_a_column_of_one_medium_is_shown_before_the_text_or_at_its_marker() -> None:
+    first = parse_row(
+        {"question": "how many?", "image": "a.png", "solution": "2"}, source="s", line=1, root="r"
+    )
+    assert [p.type for p in first.messages[0].parts] == ["image", "text"]
+    assert [(m.kind, m.path, m.root) for m in first.media] == [("image", "a.png", "r")] and not first.columns
+    placed = parse_row({"question": "how <audio> many?", "audio": "a.wav"}, source="s", line=1, root="r")
+    assert [p.type for p in placed.messages[0].parts] == ["text", "audio", "text"]
+    both = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what?"}],
+            "video": "a.mp4", "audio": "a.mp4"}  # fmt: skip
+    parts = parse_row(both, source="s", line=1, root="r").messages[1].parts
+    assert [p.type for p in parts] == ["video", "audio", "text"]

@@ -93,6 +93,7 @@ def test_later_overrides_win(good: Path) -> None:
 @pytest.mark.parametrize(
     "override, said",
     [
+        ("data.mine.limitt=1", ["data.mine.limitt: unknown key; did you mean 'limit'?", "allowed: path,"]),
         ("sed=1", ["sed: unknown key; did you mean 'seed'?", "allowed: output_dir, seed, model"]),
         ("deepspeed=zero2.json", ["deepspeed: this version has no DeepSpeed", "mmreason launch"]),
         ("stages.rl.use_vllm=true", ["stages.rl.use_vllm: this version has no vLLM rollouts"]),

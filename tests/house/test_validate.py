@@ -13,10 +13,14 @@ import torch
 from PIL import Image
 
 from mmreason.api import train
+from mmreason.data.media import MediaLimits
 from mmreason.memory import Memory, estimate
 from mmreason.model.load import Loaded
 from mmreason.recipe import build_recipe
 from mmreason.validate import validate, validate_file
+from mmreason.validate.rendering import _chosen
+from mmreason.validate.report import Report
+from mmreason.validate.rows import check_media, read_source
 from tests.data import clips
 from tests.data.bad_media import write_rows
 from tests.tiny import WHISPER, tiny_native
@@ -142,7 +146,7 @@ def test_films_and_sounds_are_ready_or_named(tmp_path: Path) -> None:
         "row mine:7: nan.wav: got 1 samples that are NaN",
         "row mine:8: good.png.mp4: no such file",
         "row 9: 1 <video> markers for 2 videos",
-        "row 10: messages.0.content.0: a <audio> marker without its medium",
+        "row 10: messages.0.content.0: the audio number",
     ):
         assert any(said in p for p in problems), (said, problems)
     assert len(problems) == len(bad)
@@ -189,6 +193,20 @@ def test_every_row_has_its_target_and_the_longest_is_rendered(tmp_path: Path) ->
     problems = check(tmp_path, rows, "stages.sft.rationale=free", "stages.grpo.max_prompt_length=60")
     assert any("row mine:102: no rationale in style 'free'" in p for p in problems)
     assert any("row mine:104 has a prompt" in p for p in problems)
+
+
+def test_the_row_with_the_largest_picture_is_rendered_wherever_it_stands(tmp_path: Path) -> None:
+    rows = [row()] * 200
+    rows[101] = row(images=["large.png"], problem="<image>x")
+    Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
+    settings = build_recipe(recipe(tmp_path, rows))
+    report = Report("recipe")
+    samples = read_source("mine", settings.data["mine"], tmp_path, report)
+    looked = check_media("mine", samples, MediaLimits(), report)
+    assert looked.pixels["mine:102"] == 400 * 300
+    assert "mine:102" in [sample.id for sample in _chosen(samples, looked.pixels)]
+    assert "mine:102" not in [sample.id for sample in _chosen(samples, {})]  # by its text it would not be
 
 
 def test_rows_that_contradict_themselves_are_named_at_once(tmp_path: Path) -> None:

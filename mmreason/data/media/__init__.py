@@ -5,7 +5,7 @@ A path is `picture.png`, `folder/clip.mp4`, or `archive.zip#member.wav`; a row m
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mmreason.data.media.archive import locate, read_bytes
 from mmreason.data.media.audio import check_audio, decode_audio
@@ -14,7 +14,28 @@ from mmreason.data.media.limits import MediaError, MediaLimits, limits_of
 from mmreason.data.media.video import decode_video, plan_video
 from mmreason.types import DecodedMedium, MediumRef
 
-__all__ = ["MediaError", "MediaLimits", "check", "decode", "limits_of", "locate", "read_bytes"]
+__all__ = [
+    "Extent",
+    "MediaError",
+    "MediaLimits",
+    "check",
+    "decode",
+    "extent_of",
+    "limits_of",
+    "locate",
+    "read_bytes",
+]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a medium is: pixels of a picture or of all chosen frames, seconds of a sound.
+
+    Example: `Extent(pixels=4096)`.
+    """
+
+    pixels: int = 0
+    seconds: float = 0.0
 
 
 def decode(ref: MediumRef, limits: MediaLimits) -> DecodedMedium:
@@ -48,16 +69,24 @@ def decode(ref: MediumRef, limits: MediaLimits) -> DecodedMedium:
     )
 
 
-def check(ref: MediumRef, limits: MediaLimits) -> float | None:
-    """Read the header (of video and sound: every packet), decode nothing; raises as `decode` for what they tell.
-
-    Returns the seconds of a sound, None of other media.
-    """
+def check(ref: MediumRef, limits: MediaLimits) -> Extent:
+    """Read the header (of video and sound: every packet), decode nothing; raises as `decode` for what they tell."""
     data, name = read_bytes(ref, limits), ref.path or "inline bytes"
     if ref.kind == "image":
-        open_image(data, name, limits)
-    elif ref.kind == "audio":
-        return check_audio(data, name, limits)
-    else:
-        plan_video(data, name, limits)
-    return None
+        width, height = open_image(data, name, limits).size
+        return Extent(pixels=width * height)
+    if ref.kind == "audio":
+        return Extent(seconds=check_audio(data, name, limits))
+    plan = plan_video(data, name, limits)
+    return Extent(pixels=len(plan.indices) * plan.width * plan.height)
+
+
+def extent_of(medium: DecodedMedium) -> Extent:
+    """How large a decoded medium is."""
+    if medium.image is not None:
+        return Extent(pixels=medium.image.width * medium.image.height)
+    if medium.frames is not None:
+        frames, height, width, _ = medium.frames.shape
+        return Extent(pixels=frames * height * width)
+    assert medium.waveform is not None and medium.sampling_rate
+    return Extent(seconds=len(medium.waveform) / medium.sampling_rate)
