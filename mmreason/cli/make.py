@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,21 +35,25 @@ def make(
     json: JsonFile = None,
 ) -> None:
     """Make rows and media of a procedural world."""
-    from mmreason.data.worlds import make_world
+    from mmreason.data.worlds import make_world, read_settings, world_settings
 
-    rows = make_world(
-        world,
-        out,
-        count=count,
-        seed=seed,
-        split=split,
-        options=options,
-        kinds=kinds or (),
-        difficulty=difficulty,
-        rationale=rationale,
-        recordings=recordings,
-        speaker=speaker,
-    )
+    settings: dict[str, Any] = {
+        "count": count,
+        "seed": seed,
+        "split": split,
+        "options": options,
+        "kinds": kinds or (),
+        "difficulty": difficulty,
+        "rationale": rationale,
+        "recordings": recordings,
+        "speaker": speaker,
+    }
+    if read_settings(out) not in (None, world_settings(world, **settings)):
+        raise ValueError(
+            f"data make: {str(out)!r} holds a world made with other settings (see its world.json); give another "
+            "--out, or remove the folder first"
+        )
+    rows = make_world(world, out, **settings)
     if json != "-":
         print(f"{count} rows in {rows}")
     emit(json, {"rows": str(rows), "count": count, "world": world, "seed": seed, "split": split})

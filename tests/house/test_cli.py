@@ -104,6 +104,8 @@ def test_score_gives_stored_completions_their_rewards(tmp_path: Path) -> None:
 
 def test_data_make_writes_rows_and_pictures(tmp_path: Path) -> None:
     made = mmreason("data", "make", "image", "--out", "w", "--count", "8", "--seed", "3", cwd=tmp_path)
+    other = mmreason("data", "make", "image", "--out", "w", "--count", "8", "--seed", "4", cwd=tmp_path)
+    assert other.returncode == 1 and "made with other settings" in other.stderr
     assert made.returncode == 0, made.stderr
     assert len((tmp_path / "w" / "rows.jsonl").read_text().splitlines()) == 8
     assert (tmp_path / "w" / "images-000.zip").is_file()
