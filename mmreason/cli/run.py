@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -73,13 +72,18 @@ def launch(
     nproc: Annotated[int, typer.Option("--nproc", min=1, help="processes on this machine")] = 1,
 ) -> None:
     """Train with several processes on this machine, through torchrun."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
     from mmreason.recipe import load_recipe
 
     load_recipe(recipe, overrides or [])  # a wrong recipe is said once, not by every process
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
-    command += ["-m", "mmreason.cli", "train", str(recipe), *(overrides or [])]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    arguments = ["--standalone", "--nproc_per_node", str(nproc), "-m", "mmreason.cli", "train", str(recipe)]
+    try:
+        torchrun([*arguments, *(overrides or [])])
+    except ChildFailedError as error:  # the process has said what is wrong; torchrun's own account adds nothing to it
+        raise typer.Exit(max(error.get_first_failure()[1].exitcode, 1)) from None
+
 
 
 def serve() -> None:
