@@ -19,7 +19,6 @@ from yaml.nodes import MappingNode
 from mmreason.schema import GROUP_KEYS, STAGES, Recipe, SourceConfig, undivided, unresolved_names
 
 NOT_YET = {  # keys of other trainers' recipes that stand for what is not there
-    "deepspeed": "this version has no DeepSpeed; remove the key: `mmreason launch` trains with several processes (DDP)",
     "tools": "this version has no tools for a model to call; remove the key",
     "use_vllm": "this version has no vLLM rollouts; remove the key: `mmreason train` generates in its own process",
 }

@@ -9,11 +9,28 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 StopString = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Style = Literal["structured", "free", "none"]
+DEEPSPEED_PRESETS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+
+
+def _deepspeed(value: Any) -> Any:
+    if isinstance(value, str) and value not in DEEPSPEED_PRESETS and not value.endswith(".json"):
+        raise ValueError(f"{value!r}; allowed are {', '.join(DEEPSPEED_PRESETS)}, or a file of settings (PATH.json)")
+    return value
+
+
 SharedPrefix = Annotated[
     Literal["auto", "require", "off"],
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads a bare off as false
@@ -316,6 +333,9 @@ class Recipe(Closed):
     rollout: RolloutConfig = RolloutConfig()
     system_prompt: str | None = None
     backend: Literal["auto", "plain", "ddp"] = "auto"
+    deepspeed: Annotated[str, BeforeValidator(_deepspeed)] | None = (
+        None  # train by DeepSpeed: what it spreads over ranks, or PATH.json
+    )
     num_threads: PositiveInt | None = None
     bf16: bool = False
     shared_prefix: SharedPrefix = (

@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on, written beside and renamed into place, verified by hash.
 
-A checkpoint is a Hugging Face folder (config, safetensors, processor) plus `optimizer.pt`, one `rank_R.json` and
+A checkpoint is a Hugging Face folder (config, safetensors, processor) plus `optimizer.pt` (under DeepSpeed the folder
+`deepspeed`, files of every rank), one `rank_R.json` and
 `rank_R.safetensors` per process (random state, loader, sampler, gate, buffered rollouts), `trainer_state.json`, and
 last `manifest.json` with the SHA-256 of every file. A folder whose manifest does not hold is not a checkpoint.
 """
@@ -36,7 +37,7 @@ def save_checkpoint(
     *,
     model: Any,
     processor: Any,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: torch.optim.Optimizer,
     shared: Mapping[str, Any],
     local: Mapping[str, Any],
     rows: Sequence[TrainingSample],
@@ -56,14 +57,15 @@ def save_checkpoint(
     save_file(tensors, beside / f"rank_{backend.rank}.safetensors")
     state = {**local, "rows": described, "rng/python": _python_state(), "rng/numpy": _numpy_state()}
     (beside / f"rank_{backend.rank}.json").write_text(json.dumps(state))
+    backend.save_optimizer(beside, optimizer)
+    with backend.whole():
+        if backend.is_main:
+            save_model(model, processor, beside / "model", merge=False)
     backend.barrier()
     if backend.is_main:
-        save_model(model, processor, beside / "model", merge=False)
         for path in (beside / "model").iterdir():
             path.rename(beside / path.name)
         (beside / "model").rmdir()
-        if optimizer is not None:
-            torch.save(optimizer.state_dict(), beside / "optimizer.pt")
         (beside / "trainer_state.json").write_text(
             json.dumps({**shared, "world_size": backend.world_size}, indent=1)
         )
@@ -150,11 +152,6 @@ def load_state(folder: Path, backend: Backend) -> tuple[dict[str, Any], dict[str
     kind, keys, position, has_gauss, cached = local["rng/numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     return shared, local, rows_from_tensors(tensors, local["rows"])
-
-
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Restore moments and step counts (tensors only: no pickled objects are accepted)."""
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
 
 
 def rows_to_tensors(rows: Sequence[TrainingSample]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

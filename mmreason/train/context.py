@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,12 @@ class Context:
     features: FeatureCache | None = None  # what encoders made of media; None: every row has its own encoded
 
     def encoding(self, model: Any = None) -> AbstractContextManager[None]:
-        """While it is open, the encoders of the run's model (or of its reference) see each distinct medium once."""
+        """While it is open, the encoders of the run's model (or of its reference) see each distinct medium once.
+
+        Not where weights are gathered as modules run: ranks would gather as often as each has media of its own.
+        """
+        if self.backend.gathers and model is None:
+            return nullcontext()
         return encode_once(self.model if model is None else model, self.family, self.features)
 
 

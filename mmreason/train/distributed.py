@@ -1,22 +1,32 @@
-"""One thin backend per way of running: `plain` (one process) and `ddp` (torchrun, one process a device).
+"""One thin backend per way of running: `plain` (one process), `ddp` and `deepspeed` (one process a device).
 
 The step hands `backward` a loss that is already divided by the *global* denominator. Whatever averaging an engine
-does on top (DDP's mean over ranks) is undone here and nowhere else.
+does on top (the mean over ranks of DDP and DeepSpeed) is undone in the backends and nowhere else.
+`deepspeed_backend.py` holds the third one, so that DeepSpeed is imported only where a recipe asks for it.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from mmreason.train.deepspeed_config import DeepSpeedConfig
+
+TIMEOUT = timedelta(minutes=30)  # of one collective: ranks wait this long for the slowest one
+OPTIMIZER = "optimizer.pt"
 
 
 class Backend:
@@ -24,6 +34,8 @@ class Backend:
 
     rank = 0
     world_size = 1
+    lockstep = False  # every rank must use the same parameters in every micro-batch, in the same order
+    gathers = False  # a wrapped model's parameters lie in pieces on all ranks but while a module runs, and in `whole`
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -33,13 +45,43 @@ class Backend:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to call in the training forward."""
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> nn.Module:
+        """The module to call in the training forward, until `release`."""
         return model
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate gradients of `loss` (a sum over local rows / the global denominator)."""
+    def release(self) -> None:
+        """A stage is over: the model that `wrap` was given is a plain one again, whole on every rank."""
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        """Accumulate gradients of `loss` (a sum over local rows / the global denominator).
+
+        `last` says that the update comes next: an engine may have waited for it to sum over ranks.
+        """
         loss.backward()
+
+    def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+        """Clip, update, forget the gradients; their norm before clipping. One that is not finite changes nothing."""
+        trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+        if math.isfinite(norm):  # a NaN that reached the optimizer would ruin its moments for good
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The wrapped model's parameters are all there on every rank, to read; all ranks enter and leave together."""
+        yield
+
+    def save_optimizer(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
+        """Write moments and step counts into a checkpoint's folder; called by all ranks."""
+        if self.is_main:
+            torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+
+    def load_optimizer(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
+        """The inverse of `save_optimizer` (tensors only: no pickled objects are accepted)."""
+        state = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(state)
 
     def sum(self, value: float) -> float:
         """Sum of `value` over ranks, in float64."""
@@ -60,8 +102,8 @@ class Backend:
         """Leave the process group."""
 
 
-class DDPBackend(Backend):
-    """torch DistributedDataParallel over gloo (CPU) or NCCL (GPU); started by torchrun."""
+class Ranks(Backend):
+    """One process of several that talk over gloo (CPU) or NCCL (GPU)."""
 
     def __init__(self) -> None:
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -70,17 +112,11 @@ class DDPBackend(Backend):
         if cuda:
             torch.cuda.set_device(self.device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+            alone: dict[str, Any] = (
+                {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            )
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, **alone)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        # A rank whose rows carry no picture leaves the vision tower unused. Gradients are reduced after every
-        # micro-batch, never under no_sync: DDP leaves a parameter alone that no rank used in the micro-batch that
-        # syncs, so what earlier micro-batches gave it would stay local and the ranks would drift apart.
-        return DistributedDataParallel(model, find_unused_parameters=True)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        (loss * self.world_size).backward()  # DDP averages over ranks; the denominator is global already
 
     def sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -111,9 +147,32 @@ class DDPBackend(Backend):
         dist.destroy_process_group()
 
 
-def make_backend(name: str) -> Backend:
-    """`auto` is ddp when torchrun started us (WORLD_SIZE > 1), else plain."""
+class DDPBackend(Ranks):
+    """torch DistributedDataParallel; started by torchrun."""
+
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> nn.Module:
+        # A rank whose rows carry no picture leaves the vision tower unused. Gradients are reduced after every
+        # micro-batch, never under no_sync: DDP leaves a parameter alone that no rank used in the micro-batch that
+        # syncs, so what earlier micro-batches gave it would stay local and the ranks would drift apart.
+        return DistributedDataParallel(model, find_unused_parameters=True)
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        (loss * self.world_size).backward()  # DDP averages over ranks; the denominator is global already
+
+
+def make_backend(name: str, deepspeed: DeepSpeedConfig | None = None) -> Backend:
+    """`auto` is deepspeed where the recipe has its key, ddp when torchrun started us (WORLD_SIZE > 1), else plain.
+
+    Raises:
+        ValueError: what the recipe names cannot run as this process was started; says what to do.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
+    if deepspeed is not None:
+        if name != "auto":
+            raise ValueError(f"backend: {name} and a deepspeed key exclude each other; leave one of them out")
+        from mmreason.train.deepspeed_backend import DeepSpeedBackend
+
+        return DeepSpeedBackend(deepspeed)
     if name == "ddp" and "RANK" not in os.environ:
         raise ValueError(
             "backend: ddp needs torchrun (RANK is not set); run `mmreason launch --nproc N RECIPE`"

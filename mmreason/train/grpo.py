@@ -53,7 +53,8 @@ class GRPO:
     def collect(self, progress: float, step: int) -> Batch:
         """Fresh rollouts, or the present ones again while `num_iterations` lasts."""
         if self._uses_left == 0:
-            self._rows, self._metrics = self._rollout(step)
+            with self.context.backend.whole():
+                self._rows, self._metrics = self._rollout(step)
             self._uses_left = self.stage.num_iterations
         self._uses_left -= 1
         return Batch(self._rows, self._objective(), dict(self._metrics))

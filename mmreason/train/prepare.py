@@ -21,6 +21,7 @@ from mmreason.plugins import load_plugins
 from mmreason.render import Renderer
 from mmreason.schema import Recipe, Stage
 from mmreason.train.context import Context
+from mmreason.train.deepspeed_config import read as read_deepspeed
 from mmreason.train.distributed import Backend, make_backend
 from mmreason.train.feed import Feed
 from mmreason.train.metrics import Metrics
@@ -32,7 +33,7 @@ def prepare(recipe: Recipe, run_dir: Path, checkpoint: Path | None) -> Context:
     if recipe.num_threads is not None:  # else torch's own choice, which heeds OMP_NUM_THREADS and torchrun
         torch.set_num_threads(recipe.num_threads)
     load_plugins(recipe.plugins)
-    backend = make_backend(recipe.backend)
+    backend = make_backend(recipe.backend, read_deepspeed(recipe))
     seed_everything(recipe.seed + backend.rank)
     sources = load_sources(recipe, run_dir, backend)
     loaded = _load(recipe, sources, checkpoint)

@@ -15,9 +15,9 @@ from typing import Any
 from mmreason.model.load import gradient_checkpointing
 from mmreason.model.parts import freeze, parameter_groups
 from mmreason.model.save import save_model
-from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, Stage
+from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, SharedPrefix, Stage
 from mmreason.train import folder
-from mmreason.train.checkpoint import load_optimizer, load_state, newest_complete, save_checkpoint
+from mmreason.train.checkpoint import load_state, newest_complete, save_checkpoint
 from mmreason.train.context import Context, Method
 from mmreason.train.evaluation import ablate_run, ablations_fit, evaluate_stage
 from mmreason.train.grpo import GRPO
@@ -28,6 +28,7 @@ from mmreason.train.prepare import load_initial, load_weights, prepare
 from mmreason.train.pretask import Pretask
 from mmreason.train.sft import SFT
 from mmreason.train.step import Trainer
+from mmreason.train.together import shower
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _stage(
     if checkpoint is not None:
         method.load_state_dict(position["method"], position["rows"])
         if start:
-            load_optimizer(checkpoint, trainer.optimizer)
+            context.backend.load_optimizer(checkpoint, trainer.optimizer)
             trainer.skipped_in_a_row = position["skipped_in_a_row"]
 
     def save(step: int, seconds: float, *, done: bool = False) -> None:
@@ -147,9 +148,11 @@ def _stage(
         elapsed=elapsed,
         save=save,
     )
-    if context.backend.is_main:
-        save_model(context.model, context.processor, context.run_dir / "stages" / stage.name, merge=False)
+    with context.backend.whole():
+        if context.backend.is_main:
+            save_model(context.model, context.processor, context.run_dir / "stages" / stage.name, merge=False)
     save(end, elapsed, done=True)
+    context.backend.release()
 
 
 def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:
@@ -199,9 +202,21 @@ def make_trainer(context: Context, stage: Stage) -> Trainer:
         max_grad_norm=stage.max_grad_norm,
         max_tokens=stage.max_tokens_per_micro_batch,
         bf16=context.recipe.bf16,
-        sharing=Sharing(context.recipe.shared_prefix),
+        sharing=Sharing(_training_prefix(context)),
         check=context.recipe.shared_prefix_check,
+        show=shower(context.renderer, context.feed.limits.sampling_rate),
     )
+
+
+def _training_prefix(context: Context) -> SharedPrefix:
+    """Whether training shares prompts: under ZeRO-3 it does not, since it scores hidden states outside the model."""
+    shared = context.recipe.shared_prefix
+    if shared == "off" or not context.backend.gathers:
+        return shared
+    log.warning(
+        "training computes rows one by one (zero3): the head's weights are there only while the model runs"
+    )
+    return "off"
 
 
 def _finish(context: Context) -> Path:

@@ -20,7 +20,8 @@ from mmreason.train.distributed import Backend
 from mmreason.train.micro import Plan, Sharing, build, plan
 from mmreason.train.scoring import Micro, Objective, Scores, scores
 from mmreason.train.shared_check import check_shared
-from mmreason.types import Rendered, TrainingSample
+from mmreason.train.together import ShowKind, together
+from mmreason.types import TrainingSample
 
 
 @dataclass
@@ -38,11 +39,17 @@ class Trainer:
     bf16: bool = False  # forward and backward in bfloat16 autocast; weights and optimizer stay float32
     sharing: Sharing = field(default_factory=Sharing)  # whether a group's rows share their prompt
     check: bool = True  # the first micro-batch that shares is held against the plain way
+    show: ShowKind | None = (
+        None  # rows that let a rank run the encoders of others; needed where ranks go in lockstep
+    )
+    kinds: set[str] = field(
+        default_factory=set
+    )  # of media that any rank has shown, where ranks go in lockstep
     wrapped: nn.Module = field(init=False)
     skipped_in_a_row: int = 0
 
     def __post_init__(self) -> None:
-        self.wrapped = self.backend.wrap(self.model)
+        self.wrapped = self.backend.wrap(self.model, self.optimizer, self.max_grad_norm)
 
 
 MAX_SKIPPED_STEPS = 5
@@ -61,21 +68,17 @@ def train_step(
     # --- count: one denominator, over all ranks, before the first backward
     denominator = max(backend.sum(sum(row.count for row in rows)), 1e-8)
     plans = plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing)
-    rounds = backend.max(len(plans))
-    if not rounds:
-        raise ValueError("a step needs at least one row on some rank; got none")
-    rows = [*rows, blank(trainer.pad_id)]
-    plans += [Plan([len(rows) - 1], [])] * (rounds - len(plans))
+    rows, plans = together(trainer, rows, plans)
     # --- forward and backward
     trainer.model.train()
     if trainer.check:
         trainer.check = not check_shared(trainer, rows, plans, objective)
     sums: dict[str, float] = {}
-    for planned in plans:
+    for number, planned in enumerate(plans, start=1):
         micro = _built(trainer, rows, planned)
         with micro.attention(trainer.model):
             loss_sum, parts = micro_loss(trainer, micro, objective)
-            backend.backward(loss_sum / denominator)
+            backend.backward(loss_sum / denominator, last=number == len(plans))
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value
     updated = update(trainer, progress)
@@ -94,12 +97,8 @@ def update(trainer: Trainer, progress: float) -> dict[str, float]:
     factor = trainer.schedule(progress)
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    trainable = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    grad_norm = float(nn.utils.clip_grad_norm_(trainable, trainer.max_grad_norm))
+    grad_norm = trainer.backend.update(trainer.optimizer, trainer.max_grad_norm)
     finite = math.isfinite(grad_norm)
-    if finite:  # a NaN that reached the optimizer would ruin its moments for good
-        trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
     trainer.skipped_in_a_row = 0 if finite else trainer.skipped_in_a_row + 1
     if trainer.skipped_in_a_row >= MAX_SKIPPED_STEPS:
         raise FloatingPointError(
@@ -217,20 +216,6 @@ def _whole_row(row: TrainingSample, line: torch.Tensor, first: int) -> torch.Ten
     whole = torch.zeros(len(row))
     whole[first:] = line[: len(row) - first].float().cpu()
     return whole
-
-
-def blank(pad_id: int) -> TrainingSample:
-    """A row with nothing to learn: what a rank with fewer micro-batches, or none, runs to keep step with the others."""
-    ids = torch.full((2,), pad_id)
-    rendered = Rendered(
-        "blank",
-        ids,
-        torch.zeros(2, dtype=torch.int8),
-        torch.zeros(2, dtype=torch.bool),
-        torch.zeros_like(ids),
-    )
-    nothing = torch.zeros(2)
-    return TrainingSample(rendered, aggregation=nothing, count=0.0, ce=nothing, rl=nothing, kl=nothing)
 
 
 def _metrics(total: dict[str, float], denominator: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from mmreason.model.packed import needs_side_by_side
 from mmreason.model.parts import freeze
 from mmreason.rewards import reward_problems, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
+from mmreason.train.deepspeed_config import deepspeed_problems
 from mmreason.train.pretask import needs_assembled
 
 
@@ -21,6 +22,7 @@ def settings_problems(recipe: Recipe) -> list[str]:
         for package in sorted({"tensorboard", "wandb"} & set(recipe.report_to))
         if importlib.util.find_spec(package) is None
     ]
+    problems += deepspeed_problems(recipe)
     last = [stage for stage in recipe.stages if not stage.branch][-1]
     if recipe.eval.ablate and not (recipe.eval.data and last.evaluate):
         problems.append(f"eval.ablate: needs eval.data, and stages.{last.name} with evaluate: true")

@@ -95,7 +95,7 @@ def test_later_overrides_win(good: Path) -> None:
     [
         ("data.mine.limitt=1", ["data.mine.limitt: unknown key; did you mean 'limit'?", "allowed: path,"]),
         ("sed=1", ["sed: unknown key; did you mean 'seed'?", "allowed: output_dir, seed, model"]),
-        ("deepspeed=zero2.json", ["deepspeed: this version has no DeepSpeed", "mmreason launch"]),
+        ("deepspeed=zero4", ["deepspeed:", "'zero4'", "allowed are zero0, zero1", "PATH.json"]),
         ("stages.rl.use_vllm=true", ["stages.rl.use_vllm: this version has no vLLM rollouts"]),
         ("stages.rl.tools=[zoom]", ["stages.rl.tools: this version has no tools for a model to call"]),
         ("stages.rl.num_generation=4", ["stages.rl.num_generation: unknown key", "'num_generations'"]),

@@ -78,3 +78,52 @@ def picture_sample(i: int, with_answer: bool = False) -> tuple[Sample, list[Deco
     refs = (MediumRef("image", f"{i}.png"),) if has_picture else ()
     sample = Sample(f"t:{i}", "t", tuple(messages), refs, solution="2", problem_type="numeric")
     return sample, media if has_picture else []
+
+
+def mixed_rows(processor) -> list[TrainingSample]:
+    """Eight rows for a model that sees and hears: the first four with pictures or none, the others films or sound."""
+    import numpy as np
+
+    from mmreason.objective import sft_sample
+    from mmreason.types import MediumRef
+
+    renderer = Renderer(processor)
+    kinds = ("image", "text", "image", "text", "video", "audio", "text", "audio")
+    rows = []
+    for i, kind in enumerate(kinds):
+        text = Part("text", text="how many " + "red " * i + "things")
+        parts = (text,) if kind == "text" else (Part(kind, medium=0), text)  # type: ignore[arg-type]
+        answer = Message(
+            "assistant", (Part("text", text="<think>a</think><answer>" + "b " * i + "</answer>"),)
+        )
+        refs = () if kind == "text" else (MediumRef(kind, f"{i}"),)  # type: ignore[arg-type]
+        sample = Sample(f"m:{i}", "m", (Message("user", parts), answer), refs, solution="2")
+        noise = np.random.default_rng(i)
+        media = {
+            "text": [],
+            "image": [_picture(i)],
+            "video": [
+                DecodedMedium(
+                    "video",
+                    f"{i}",
+                    frames=noise.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8),
+                    timestamps=np.arange(6) * 0.5,
+                )
+            ],
+            "audio": [
+                DecodedMedium(
+                    "audio",
+                    f"{i}",
+                    waveform=noise.standard_normal(12_000).astype(np.float32) * 0.1,
+                    sampling_rate=16_000,
+                )
+            ],
+        }
+        rows.append(sft_sample(renderer.full(sample, media[kind])))
+    return rows
+
+
+def _picture(i: int) -> DecodedMedium:
+    from PIL import Image
+
+    return DecodedMedium("image", f"{i}.png", image=Image.new("RGB", (64, 64), (40 * i % 255, 90, 10)))

@@ -24,12 +24,12 @@ from mmreason.train.step import (
     MAX_SKIPPED_STEPS,
     Objective,
     Trainer,
-    blank,
     fixed_logprobs,
     micro_loss,
     shown_weights,
     train_step,
 )
+from mmreason.train.together import blank
 from mmreason.types import TrainingSample
 from tests.train.rows import grpo_rows, sft_rows
 

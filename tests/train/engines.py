@@ -1,0 +1,185 @@
+"""Three steps by one engine or another, in one process or in two that talk over gloo; the parameters that come out."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import mmreason_encoders  # noqa: F401  registers the architectures, once for all processes
+from mmreason.model.load import load_model
+from mmreason.model.parts import parameter_groups
+from mmreason.render import Renderer
+from mmreason.schema import ModelConfig, SFTStage, SharedPrefix
+from mmreason.train import distributed
+from mmreason.train.deepspeed_config import DeepSpeedConfig, _settings
+from mmreason.train.distributed import Backend, DDPBackend, leave, make_backend
+from mmreason.train.micro import Sharing
+from mmreason.train.optim import make_optimizer, make_schedule
+from mmreason.train.step import Objective, Trainer, train_step
+from mmreason.train.together import shower
+from mmreason.types import TrainingSample
+from tests.train.rows import grpo_rows, mixed_rows, sft_rows
+
+STEPS = 3
+SECONDS = 60.0  # a rank that waits longer for another one is an error
+# nothing stays gathered, as in a model that is large: small ones would hide a rank that goes its own way
+RELEASING = {
+    "stage": 3,
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training of three steps."""
+
+    engine: str  # plain, ddp, or a value of the recipe's deepspeed key
+    rows: str = "sft"  # sft, grpo, mixed
+    max_tokens: int = 1  # every row its own micro-batch
+    optimizer: str = "sgd"
+    lora: bool = False
+    sharing: SharedPrefix = "off"
+    guard: bool = True  # False: ranks run only the encoders that their own rows need
+
+    @property
+    def name(self) -> str:
+        """A file's name."""
+        return "-".join(str(value) for value in vars(self).values())
+
+
+def rows_of(kind: str, processor: Any) -> list[list[TrainingSample]]:
+    """Units that stay together on a rank: single rows, or groups."""
+    if kind == "grpo":
+        rows = grpo_rows(processor)
+        return [rows[i : i + 2] for i in range(0, len(rows), 2)]
+    made = mixed_rows(processor) if kind == "mixed" else sft_rows(processor)
+    return [[row] for row in made]
+
+
+def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dict[str, float]]]:
+    """Three steps on this rank's share of the case's rows."""
+    model = ModelConfig(model_name_or_path=str(folder), use_peft=case.lora, lora_r=4, lora_alpha=16)
+    loaded = load_model(model, texts=lambda: [], seed=0)
+    units = rows_of(case.rows, loaded.processor)
+    share = units[len(units) * backend.rank // backend.world_size :]
+    share = share[
+        : len(units) // backend.world_size
+    ]  # halves, not every other one: ranks see other modalities
+    rate = {"sgd": 0.02 if case.rows == "mixed" else 0.5, "adamw": 1e-3}[case.optimizer]
+    stage = SFTStage(type="sft", name="s", data=[], learning_rate=rate, optimizer=case.optimizer)
+    groups = parameter_groups(loaded.model, loaded.family, model, rate, 0.0)
+    trainer = Trainer(
+        model=loaded.model,
+        family=loaded.family,
+        backend=backend,
+        optimizer=make_optimizer(groups, stage),
+        schedule=make_schedule("constant", 0.0),
+        pad_id=0,
+        max_grad_norm=1.0 if case.optimizer == "adamw" else 1e9,
+        max_tokens=case.max_tokens,
+        sharing=Sharing(case.sharing),
+        show=shower(Renderer(loaded.processor), 16_000),
+    )
+    rows = [row for unit in share for row in unit]
+    metrics = [train_step(trainer, rows, Objective(epsilon_high=0.28), step / STEPS) for step in range(STEPS)]
+    return trainer, metrics
+
+
+def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """All parameters, whole."""
+    with trainer.backend.whole():
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def alone(folder: Path, case: Case) -> dict[str, torch.Tensor]:
+    """What the case gives in this process."""
+    return parameters(train(folder, case, make_backend("plain"))[0])
+
+
+def backend_of(case: Case) -> Backend:
+    """The case's backend in one of several processes."""
+    if case.engine == "ddp":
+        return DDPBackend()
+    settings = {"zero_optimization": RELEASING} if case.engine == "zero3" else _settings(case.engine)
+    backend = make_backend("auto", DeepSpeedConfig(settings, bf16=False, autocast=False))
+    backend.lockstep = case.guard
+    return backend
+
+
+def in_ranks(folder: Path, out: Path, cases: Sequence[Case], world: int = 2) -> list[int | None]:
+    """Run the cases one after the other in `world` processes; `CASE.safetensors` in `out`. Exit codes by rank."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = (world, port, str(folder), str(out), list(cases))
+    ranks = [context.Process(target=_rank, args=(rank, *given)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(SECONDS + 20 * len(cases))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _rank(rank: int, world: int, port: int, folder: str, out: str, cases: list[Case]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.TIMEOUT = timedelta(seconds=SECONDS)
+    for case in cases:
+        backend = backend_of(case)
+        trainer, metrics = train(Path(folder), case, backend)
+        found = parameters(trainer)
+        backend.release()
+        again = {name: p.detach() for name, p in trainer.model.named_parameters()}
+        assert all(torch.equal(found[name], p) for name, p in again.items()), "release changed the model"
+        if backend.is_main:
+            save_file(found, Path(out) / f"{case.name}.safetensors")
+            (Path(out) / f"{case.name}.json").write_text(json.dumps(metrics))
+    leave()
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of any parameter."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def result(out: Path, case: Case) -> dict[str, torch.Tensor]:
+    """The parameters of a case that `in_ranks` ran."""
+    return load_file(out / f"{case.name}.safetensors")
+
+
+def start(folder: Path, case: Case) -> dict[str, torch.Tensor]:
+    """The parameters that the case begins with."""
+    model = ModelConfig(model_name_or_path=str(folder), use_peft=case.lora, lora_r=4, lora_alpha=16)
+    loaded = load_model(model, texts=lambda: [], seed=0)
+    return {name: p.detach() for name, p in loaded.model.named_parameters()}
+
+
+def moved(folder: Path, found: dict[str, torch.Tensor], case: Case) -> float:
+    """How far the case's parameters went from where they began."""
+    return difference(start(folder, case), found)
+
+
+def as_whole(case: Case) -> Case:
+    """The case in one process, all rows in one micro-batch."""
+    return replace(case, engine="plain", max_tokens=100_000, guard=True)

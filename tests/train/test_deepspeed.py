@@ -1,0 +1,107 @@
+"""DDP and ZeRO 0 to 3 in two real processes: after three steps the parameters are those of one process and one batch.
+
+SGD with momentum, since Adam hides a wrong factor. The rows of `mixed` are laid out so that one process has pictures
+and text, the other films, sound and text. Largest differences seen: beside the tolerances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import AST, WHISPER, tiny_assembled
+from tests.train import engines
+from tests.train.engines import Case, as_whole, difference, in_ranks, moved, result
+
+SGD, LORA, ADAMW = 1e-6, 5e-6, 5e-5  # seen: 4.8e-7, 1.9e-8, 7e-6
+QUICK = [
+    Case("zero1", "mixed"),
+    Case("zero2", "mixed"),
+    Case("zero3", "mixed"),
+    Case("zero2", "grpo", sharing="require"),
+    Case("zero3", "mixed", lora=True),
+]
+SLOW = [
+    *[Case(engine, "mixed") for engine in ("ddp", "zero0")],
+    *[Case(f"zero{stage}", "sft") for stage in range(4)],
+    *[Case(engine, "grpo", sharing="require") for engine in ("ddp", "zero0", "zero1")],
+    *[Case(engine, "grpo") for engine in ("zero1", "zero2", "zero3")],
+    *[Case(engine, "mixed", lora=True) for engine in ("ddp", "zero0", "zero1", "zero2")],
+    *[Case(engine, "mixed", optimizer="adamw") for engine in ("ddp", "zero1", "zero2", "zero3")],
+    *[Case(engine, "mixed") for engine in ("zero2_offload", "zero3_offload")],
+    *[Case(engine, "mixed", optimizer="adamw") for engine in ("zero2_offload", "zero3_offload")],
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that sees and hears with two audio encoders."""
+    return tiny_assembled(tmp_path_factory.mktemp("hearing") / "model", audio=[WHISPER, AST])
+
+
+@pytest.fixture(scope="module")
+def quick(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quick")
+    assert in_ranks(model, out, QUICK) == [0, 0]
+    return out
+
+
+@pytest.fixture(scope="module")
+def slow(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("slow")
+    assert in_ranks(model, out, SLOW) == [0, 0]
+    return out
+
+
+_whole: dict[Case, dict[str, torch.Tensor]] = {}
+
+
+def check(model: Path, out: Path, case: Case) -> None:
+    whole = as_whole(case)
+    if whole not in _whole:
+        _whole[whole] = engines.alone(model, whole)
+    found = result(out, case)
+    assert moved(model, found, case) > 1e-3  # the steps did something, so equality means something
+    bound = ADAMW if case.optimizer == "adamw" else LORA if case.lora else SGD
+    assert difference(_whole[whole], found) <= bound
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_two_processes_are_one(model: Path, quick: Path, case: Case) -> None:
+    check(model, quick, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW, ids=lambda case: case.name)
+def test_two_processes_are_one_everywhere(model: Path, slow: Path, case: Case) -> None:
+    check(model, slow, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero0", "zero1", "zero2", "zero3"])
+def test_one_process_of_four_micro_batches_is_one(model: Path, engine: str, tmp_path: Path) -> None:
+    cases = [Case(engine, rows, max_tokens=tokens) for rows in ("mixed", "grpo") for tokens in (1, 100_000)]
+    assert in_ranks(model, tmp_path, cases, world=1) == [0]
+    for case in cases:
+        check(model, tmp_path, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_without_the_guard_it_fails(model: Path, engine: str, tmp_path: Path) -> None:
+    """The control: ranks that run only their own encoders abort, wait in vain, or train something else."""
+    case = replace(Case(engine, "mixed"), guard=False)
+    codes = in_ranks(model, tmp_path, [case])
+    if codes == [0, 0]:
+        assert difference(engines.alone(model, as_whole(case)), result(tmp_path, case)) > 1e-3
+
+
+def test_a_wrong_factor_would_show(model: Path, quick: Path) -> None:
+    """The test's own eyes: half the rate, as averaging over two ranks would give, is far outside the tolerance."""
+    case = Case("zero2", "mixed")
+    found, start = result(quick, case), engines.start(model, case)
+    halved = {name: start[name] + (found[name] - start[name]) / 2 for name in found}
+    assert difference(engines.alone(model, as_whole(case)), halved) > 1e-2
