@@ -84,13 +84,14 @@ class _Beside:
     def __init__(
         self, begins: Sequence[int], lengths: Sequence[int], first: int, last: int, device: torch.device
     ) -> None:
-        """Columns `first` to `last` (exclusive) of the suffixes that begin at `begins`; a longer one is cut."""
-        sizes = (torch.tensor(lengths).clamp(max=last) - first).clamp(min=0).unsqueeze(1)  # [G, 1]
+        """Columns `first` to `last` (exclusive) of the suffixes that begin at `begins`, each of which has some of them;
+        a longer one is cut.
+        """
+        sizes = (torch.tensor(lengths).clamp(max=last) - first).unsqueeze(1)  # [G, 1], 1 or more
         column = torch.arange(min(last, max(lengths)) - first)
         there = column < sizes
-        # padding stands for some token of its own suffix, or of another where its own has none here; nobody reads it
-        place = torch.tensor(begins).unsqueeze(1) + first + torch.minimum(column, (sizes - 1).clamp(min=0))
-        place = torch.where(sizes > 0, place, place[there].max())
+        # padding stands for the last of its own suffix's tokens here; nobody reads it
+        place = torch.tensor(begins).unsqueeze(1) + first + torch.minimum(column, sizes - 1)
         self.shape = tuple(there.shape)
         self.held = place.flatten().to(device)
         self.filled = there.flatten().nonzero().squeeze(1).to(device)
@@ -187,16 +188,22 @@ def _prompt_pieces(span: Span, window: int | None, device: torch.device) -> list
 
 def _own_pieces(span: Span, window: int | None, device: torch.device) -> list[_Piece]:
     """Each suffix's tokens among themselves, all suffixes at once."""
-    begins, lengths = span.begins, span.lengths
-    return [
-        _Piece(
-            _Beside(begins, lengths, queries.start, queries.stop, device),
-            _Beside(begins, lengths, keys.start, keys.stop, device),
-            block,
-            first=True,
-        )
-        for queries, keys, block in _bands(max(lengths), window, device)
-    ]
+    pieces = []
+    for queries, keys, block in _bands(max(span.lengths), window, device):
+        begins, lengths = _reaching(span, queries.start)
+        mine = _Beside(begins, lengths, queries.start, queries.stop, device)
+        theirs = _Beside(begins, lengths, keys.start, keys.stop, device)
+        pieces.append(_Piece(mine, theirs, block, first=True))
+    return pieces
+
+
+def _reaching(span: Span, column: int) -> tuple[list[int], list[int]]:
+    """Beginnings and lengths of the suffixes that have a token in `column`.
+
+    The others stay out: their padding would be scored against sums of other keys, and its weights could overflow.
+    """
+    long = [(begin, n) for begin, n in zip(span.begins, span.lengths, strict=True) if n > column]
+    return [begin for begin, _ in long], [n for _, n in long]
 
 
 def _seen_pieces(span: Span, window: int | None, device: torch.device) -> list[_Piece]:
@@ -209,9 +216,10 @@ def _seen_pieces(span: Span, window: int | None, device: torch.device) -> list[_
         return []
     keys = range(max(0, span.prompt - window + 1), span.prompt)
     queries = range(span.prompt, span.prompt + reach)
+    begins, lengths = _reaching(span, 0)
     return [
         _Piece(
-            _Beside(span.begins, span.lengths, 0, reach, device),
+            _Beside(begins, lengths, 0, reach, device),
             _Run(span.start + keys.start, span.start + keys.stop),
             _banded(queries, keys, window, device),
             first=False,

@@ -81,13 +81,13 @@ def pack_rows(
     for shared, rows in groups:
         first, cut = rows[0], shared.prompt
         span = Span(start, cut, tuple(len(row) - cut for row in rows))
-        body = _positions(model, family, first.ids[:cut], first.token_types[:cut], shared.media, device)
+        body, behind_body = _prompt_positions(model, family, rows, shared, device)
         ids += [first.ids[:cut], *(row.ids[cut:] for row in rows)]
         types += [first.token_types[:cut], *(row.token_types[cut:] for row in rows)]
         media += [shared.media, *shared.later]
         positions.append(body)
         for row, later, begin in zip(rows, shared.later, span.begins, strict=True):
-            positions.append(_suffix_positions(model, family, row, shared, later, body))
+            positions.append(_suffix_positions(model, family, row, shared, later, behind_body))
             behind = torch.arange(len(row) - cut) + begin
             places.append(torch.cat([torch.arange(start, start + cut), behind]))
         spans.append(span)
@@ -128,19 +128,34 @@ def _positions(
     return places.reshape(-1, len(ids))
 
 
+def _prompt_positions(
+    model: Any, family: Family, rows: Sequence[Rendered], shared: Shared, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of the prompt [A, prompt], and of a text token right behind it [A, 1], as the model counts them.
+
+    Where text goes on after a medium differs by model (behind the largest place of any axis, or of height and width
+    only), so the model is asked with the first text token of some row behind the prompt.
+    """
+    cut = shared.prompt
+    goes_on = (row for row, later in zip(rows, shared.later, strict=True) if len(row) > cut and not later)
+    row = next(goes_on, rows[0])
+    end = cut + 1 if len(row) > cut and not bool(row.token_types[cut]) else cut
+    found = _positions(model, family, row.ids[:end], row.token_types[:end], shared.media, device)
+    return found[:, :cut], found[:, cut:]
+
+
 def _suffix_positions(
-    model: Any, family: Family, row: Rendered, shared: Shared, later: Media, body: torch.Tensor
+    model: Any, family: Family, row: Rendered, shared: Shared, later: Media, behind: torch.Tensor
 ) -> torch.Tensor:
-    """Positions of a row behind its prompt, as they are in a row of its own: [A, tokens]."""
+    """Positions of a row behind its prompt, as they are in a row of its own: [A, tokens].
+
+    `behind` is where a text token right behind the prompt stands; a row that goes on in text counts from there.
+    """
     cut = shared.prompt
     if later:
         media = {**shared.media, **{n: _join(shared.media.get(n), x) for n, x in later.items()}}
-        return _positions(model, family, row.ids, row.token_types, media, body.device)[:, cut:]
-    # text goes on behind the largest place that a medium reached on any axis; the axis of the text itself counts tokens
-    after = body.amax(dim=1) + 1
-    axes = after[1:] if len(after) == 4 else after
-    axes[:] = axes.max()
-    return after.unsqueeze(1) + torch.arange(len(row) - cut, device=body.device)
+        return _positions(model, family, row.ids, row.token_types, media, behind.device)[:, cut:]
+    return behind[:, :1] + torch.arange(len(row) - cut, device=behind.device)
 
 
 def _join(before: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The first micro-batch that shares prompts, held against the plain forward: values and gradients of a few rows.
+"""The first group of each kind that shares its prompt, held against the plain forward: values and gradients.
 
 What may differ is rounding. How much that is, the plain forward says itself: its rows once side by side and once one
 by one give sums in another order. A difference well above that stops the run.
@@ -45,25 +45,32 @@ class _Outcome:
 
 def check_shared(
     trainer: Trainer, rows: Sequence[TrainingSample], plans: Sequence[Plan], objective: Objective
-) -> bool:
-    """Compare ROWS rows of the smallest group that shares its prompt; False when none of `plans` shares.
+) -> None:
+    """Compare ROWS rows of one group for every set of media that a prompt of `plans` shows and that was not compared.
 
-    Nothing of the run changes: no gradient is kept, no random number drawn.
+    The smallest group with two learning rows or more is taken: with one alone nothing could leak between rows. Sets
+    of media that come later are compared when they come. Nothing of the run changes: no gradient is kept, no random
+    number drawn.
 
     Raises:
         ValueError: the two ways differ by more than rounding; names the first layer where they do, and its type.
     """
-    groups = [
-        learning
-        for planned in plans
-        for _, chosen in planned.groups
-        if (learning := [rows[i] for i in chosen if bool(rows[i].aggregation.any())])
-    ]
-    if not groups:
-        return False
-    smallest = min(groups, key=lambda group: sum(len(row) for row in group))
-    some = sorted(smallest, key=len)[:ROWS]
-    objective = replace(objective, token_weights=None)
+    smallest: dict[frozenset[str], list[TrainingSample]] = {}
+    for planned in plans:
+        for shared, chosen in planned.groups:
+            names = frozenset(shared.media)
+            learning = [rows[i] for i in chosen if bool(rows[i].aggregation.any())]
+            if names in trainer.checked or len(learning) < ROWS:
+                continue
+            if names not in smallest or sum(map(len, learning)) < sum(map(len, smallest[names])):
+                smallest[names] = learning
+    for names, group in smallest.items():
+        _check_group(trainer, sorted(group, key=len)[:ROWS], replace(objective, token_weights=None))
+        trainer.checked.add(names)
+
+
+def _check_group(trainer: Trainer, some: Sequence[TrainingSample], objective: Objective) -> None:
+    """The rows of one group in both ways; raises ValueError where they differ by more than rounding."""
     together, shared = _planned(trainer, some)
     plain = _outcome(trainer, some, together, objective)
     apart = [_plain(trainer, some, [i]) for i in range(len(some))]
@@ -86,7 +93,6 @@ def check_shared(
         "shared prompts checked on %d rows: log-probabilities within %.2g (allowed %.2g), gradients within %.2g "
         "(allowed %.2g)", len(some), found, band, errors[worst], bands[worst],
     )  # fmt: skip
-    return True
 
 
 def _plain(trainer: Trainer, rows: Sequence[TrainingSample], chosen: list[int]) -> Micro:

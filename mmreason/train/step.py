@@ -38,7 +38,8 @@ class Trainer:
     max_tokens: int
     bf16: bool = False  # forward and backward in bfloat16 autocast; weights and optimizer stay float32
     sharing: Sharing = field(default_factory=Sharing)  # whether a group's rows share their prompt
-    check: bool = True  # the first micro-batch that shares is held against the plain way
+    check: bool = True  # the first group of each set of media that shares is held against the plain way
+    checked: set[frozenset[str]] = field(default_factory=set)  # the names of media of which that is done
     show: ShowKind | None = (
         None  # rows that let a rank run the encoders of others; needed where ranks go in lockstep
     )
@@ -72,7 +73,7 @@ def train_step(
     # --- forward and backward
     trainer.model.train()
     if trainer.check:
-        trainer.check = not check_shared(trainer, rows, plans, objective)
+        check_shared(trainer, rows, plans, objective)
     sums: dict[str, float] = {}
     for number, planned in enumerate(plans, start=1):
         micro = _built(trainer, rows, planned)

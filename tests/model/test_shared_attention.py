@@ -85,3 +85,27 @@ def test_the_sum_of_scores_is_exact() -> None:
     later = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
     assert torch.allclose(lse, scores.masked_fill(later, -torch.inf).logsumexp(-1), atol=1e-13, rtol=0)
     assert out.dtype == torch.float64
+
+
+@pytest.mark.parametrize("scale", [10.0, 20.0])
+def test_large_scores_in_a_window_that_some_suffixes_do_not_reach(scale: float) -> None:
+    torch.manual_seed(0)
+    layout, window = Layout((Span(0, 6, (9, 2, 3)),)), 3
+    q, k, v = (torch.randn(1, heads, 20, 16) for heads in (4, 2, 2))
+    inputs = [x.double().requires_grad_() for x in (q * scale, k * scale, v)]
+    seen = torch.zeros(20, 20, dtype=torch.bool)
+    span = layout.spans[0]
+    for begin, length in zip(span.begins, span.lengths, strict=True):
+        row = [*range(6), *range(begin, begin + length)]
+        for place, token in enumerate(row):
+            seen[token, row[max(0, place - window + 1) : place + 1]] = True
+    wide_k, wide_v = (x.repeat_interleave(2, 1) for x in inputs[1:])
+    scores = (inputs[0] @ wide_k.transpose(2, 3) * 0.25).masked_fill(~seen, -torch.inf)
+    wanted = scores.softmax(-1) @ wide_v
+    found = shared_attention._Split.apply(*inputs, layout, 0.25, window)
+    grad = torch.randn_like(found)
+    assert torch.allclose(found, wanted, atol=1e-9)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-9)

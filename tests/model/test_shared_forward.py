@@ -15,12 +15,15 @@ import pytest
 import torch
 from torch import nn
 
+from mmreason.data.media import decode, limits_of
 from mmreason.model.load import Loaded, gradient_checkpointing, load_model
 from mmreason.model.parts import add_lora
 from mmreason.model.shared_fit import Unfit, untrainable
 from mmreason.model.shared_rows import beginning
+from mmreason.render import Renderer
 from mmreason.schema import ModelConfig
-from mmreason.types import Rendered
+from mmreason.types import MediumRef, Message, Part, Rendered, Sample
+from tests.data.clips import mp4
 from tests.model.groups import apart, packed_of, plain, rows_of, shared
 from tests.rollout.mixes import ALL, SENSES, model_of, prompts_of
 from tests.tiny import QWEN3, TEXTS, tiny_model_config
@@ -55,6 +58,20 @@ def test_every_kind_of_model_and_medium(kind: str, native_folder: Folder) -> Non
     assert_equal(loaded, groups, banned_ids=loaded.family.placeholder_ids, temperature=0.7)
     for group in groups:
         assert_equal(loaded, [group])
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_film_longer_than_it_is_wide(kind: str, native_folder: Folder) -> None:
+    """Its last moments stand behind the place where text goes on in some families; the model itself is asked."""
+    loaded = load_model(ModelConfig(model_name_or_path=str(native_folder(kind))), texts=lambda: [], seed=0)
+    film = MediumRef("video", "long.mp4", content=mp4(40, fps=2))
+    question = (Part("video", medium=0), Part("text", text="how many red things"))
+    sample = Sample("t:0", "t", (Message("user", question),), (film,))
+    decoded = decode(film, limits_of(processor=loaded.processor))
+    prompt = Renderer(loaded.processor).prompt(sample, [decoded])
+    grid = prompt.media["video_grid_thw"][0]
+    assert int(grid[0]) >= 8
+    assert_equal(loaded, [rows_of(loaded, prompt, RAGGED)])
 
 
 @pytest.mark.parametrize("window", [2, 8, 64])

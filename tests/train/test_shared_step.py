@@ -16,7 +16,7 @@ from mmreason.model.load import Loaded, load_model
 from mmreason.model.shared_attention import Layout, Span
 from mmreason.objective import tw_grpo
 from mmreason.schema import ModelConfig
-from mmreason.train import scoring, step
+from mmreason.train import scoring, shared_check
 from mmreason.train.micro import Sharing, plan
 from mmreason.train.run import train
 from mmreason.train.step import Objective, Trainer, fixed_logprobs, shown_weights, train_step
@@ -206,23 +206,39 @@ def test_the_check_leaves_no_trace_and_comes_once(
     trainer, other = sharing(loaded), sharing(fresh(loaded))
     trainer.bf16 = other.bf16 = bf16
     other.check = False
-    calls: list[int] = []
-    real = step.check_shared
+    calls: list[frozenset[str]] = []
+    real = shared_check._check_group
 
-    def counted(*args: Any) -> bool:
-        calls.append(1)
-        return real(*args)
+    def counted(trainer: Trainer, some: Any, objective: Objective) -> None:
+        calls.append(frozenset(some[0].rendered.media))
+        real(trainer, some, objective)
 
-    monkeypatch.setattr(step, "check_shared", counted)
+    monkeypatch.setattr(shared_check, "_check_group", counted)
     state = torch.get_rng_state()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             train_step(trainer, rows, objective_of(loaded), 0.0)
             train_step(other, rows, objective_of(loaded), 0.0)
-    assert len(calls) == 1 and "shared prompts checked on 2 rows" in caplog.text
+    kinds = {frozenset(row.rendered.media) for row in rows}
+    assert len(calls) == len(kinds) and set(calls) == kinds  # once for each set of media, in two steps
+    assert "shared prompts checked on 2 rows" in caplog.text
     assert torch.equal(state, torch.get_rng_state())
     for one, twin in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(one, twin)
+
+
+def test_a_group_with_one_learning_row_settles_nothing(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can leak to a row that is alone: the check stays open until a group has two that learn."""
+    rows = [row for row in grpo_rows(loaded.processor, 6) if row.group == 0]
+    alone = [rows[0], *(replace(row, aggregation=torch.zeros_like(row.aggregation)) for row in rows[1:])]
+    spoiled(monkeypatch, "leak")
+    trainer = sharing(loaded)
+    train_step(trainer, alone, objective_of(loaded), 0.0)
+    assert not trainer.checked
+    with pytest.raises(ValueError, match="does not give what the plain one does"):
+        train_step(trainer, rows, objective_of(loaded), 0.0)
 
 
 def test_sft_is_not_checked(loaded: Loaded) -> None:
