@@ -81,9 +81,10 @@ def launch(
     arguments = ["--standalone", "--nproc_per_node", str(nproc), "-m", "mmreason.cli", "train", str(recipe)]
     try:
         torchrun([*arguments, *(overrides or [])])
-    except ChildFailedError as error:  # the process has said what is wrong; torchrun's own account adds nothing to it
+    except (
+        ChildFailedError
+    ) as error:  # the process has said what is wrong; torchrun's own account adds nothing to it
         raise typer.Exit(max(error.get_first_failure()[1].exitcode, 1)) from None
-
 
 
 def serve() -> None:
