@@ -27,7 +27,9 @@ DEEPSPEED_PRESETS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3
 
 def _deepspeed(value: Any) -> Any:
     if isinstance(value, str) and value not in DEEPSPEED_PRESETS and not value.endswith(".json"):
-        raise ValueError(f"{value!r}; allowed are {', '.join(DEEPSPEED_PRESETS)}, or a file of settings (PATH.json)")
+        raise ValueError(
+            f"{value!r}; allowed are {', '.join(DEEPSPEED_PRESETS)}, or a file of settings (PATH.json)"
+        )
     return value
 
 
@@ -141,7 +143,9 @@ class EvalConfig(Closed):
     limit: PositiveInt | None = None  # rows, evenly over the sources
     stop_strings: list[StopString] = []  # text that ends an answer, beside the end token
     before: bool = True
-    ablate: list[str] = []  # asked again at the end, without a sense or with letters: `mmreason eval --ablate`
+    ablate: list[
+        str
+    ] = []  # asked again at the end, without a sense or with letters: `mmreason eval --ablate`
 
 
 class RolloutConfig(Closed):
@@ -338,15 +342,17 @@ class Recipe(Closed):
     )
     num_threads: PositiveInt | None = None
     bf16: bool = False
-    shared_prefix: SharedPrefix = (
-        "auto"  # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
-    )
-    feature_cache_bytes: int = Field(2**30, ge=0)  # of what frozen encoders made, kept over steps; unused where off
+    shared_prefix: SharedPrefix = "auto"  # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
+    feature_cache_bytes: int = Field(
+        2**30, ge=0
+    )  # of what frozen encoders made, kept over steps; unused where off
     shared_prefix_check: bool = True  # a stage's first such training step is held against the plain one
     save_total_limit: PositiveInt = 2
     resume_from_checkpoint: bool = True
     report_to: list[Literal["none", "tensorboard", "wandb"]] = []
-    dataloader_num_workers: NonNegativeInt = 0  # processes that decode the next steps' media; 0: the run's own
+    dataloader_num_workers: NonNegativeInt = (
+        0  # processes that decode the next steps' media; 0: the run's own
+    )
     on_bad_media: Literal["quarantine", "stop"] = "quarantine"
     max_bad_fraction: Fraction = 0.1  # quarantined share of a source above which the run stops
     max_image_pixels: PositiveInt = 16_777_216  # refused from the header, before decoding

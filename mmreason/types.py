@@ -60,7 +60,9 @@ class DecodedMedium:
     @property
     def bytes(self) -> int:
         """Bytes of its pixels and samples."""
-        picture = 0 if self.image is None else self.image.width * self.image.height * len(self.image.getbands())
+        picture = (
+            0 if self.image is None else self.image.width * self.image.height * len(self.image.getbands())
+        )
         return picture + sum(x.nbytes for x in (self.frames, self.waveform) if x is not None)
 
 

@@ -11,7 +11,9 @@ from mmreason.schema import GRPOStage, Recipe, SFTStage, StageConfig
 from mmreason.types import DecodedMedium, Rendered, Sample
 from mmreason.validate.report import Report
 
-RENDERED_ROWS = 32  # rows of each source: so many evenly spread, as many of the largest, as many of the longest
+RENDERED_ROWS = (
+    32  # rows of each source: so many evenly spread, as many of the largest, as many of the longest
+)
 
 
 def render_rows(
