@@ -337,12 +337,12 @@ class Recipe(Closed):
     rollout: RolloutConfig = RolloutConfig()
     system_prompt: str | None = None
     backend: Literal["auto", "plain", "ddp"] = "auto"
-    deepspeed: Annotated[str, BeforeValidator(_deepspeed)] | None = (
-        None  # train by DeepSpeed: what it spreads over ranks, or PATH.json
-    )
+    # train by DeepSpeed: what it spreads over processes (zero0 ... zero3_offload), or a file of its settings
+    deepspeed: Annotated[str, BeforeValidator(_deepspeed)] | None = None
     num_threads: PositiveInt | None = None
     bf16: bool = False
-    shared_prefix: SharedPrefix = "auto"  # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
+    # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
+    shared_prefix: SharedPrefix = "auto"
     feature_cache_bytes: int = Field(
         2**30, ge=0
     )  # of what frozen encoders made, kept over steps; unused where off
