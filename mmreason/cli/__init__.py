@@ -27,6 +27,8 @@ register_make(app)
 
 def main() -> None:
     """Run a command. A user's mistake prints its message and exits 1; MMREASON_TRACEBACK=1 shows where it arose."""
+    if "LOCAL_RANK" in os.environ:  # the deepspeed launcher tells it by an argument, too
+        sys.argv[1:] = [given for given in sys.argv[1:] if not given.startswith("--local_rank=")]
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -1,4 +1,4 @@
-"""Three steps by one engine or another, in one process or in two that talk over gloo; the parameters that come out."""
+"""A few steps by one engine or another, in one process or in two that talk over gloo; the parameters that come out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from mmreason.train.together import shower
 from mmreason.types import TrainingSample
 from tests.train.rows import grpo_rows, mixed_rows, sft_rows
 
-STEPS = 3
 SECONDS = 60.0  # a rank that waits longer for another one is an error
 # nothing stays gathered, as in a model that is large: small ones would hide a rank that goes its own way
 RELEASING = {
@@ -44,7 +43,7 @@ RELEASING = {
 
 @dataclass(frozen=True)
 class Case:
-    """One training of three steps."""
+    """One training."""
 
     engine: str  # plain, ddp, or a value of the recipe's deepspeed key
     rows: str = "sft"  # sft, grpo, mixed
@@ -53,11 +52,16 @@ class Case:
     lora: bool = False
     sharing: SharedPrefix = "off"
     guard: bool = True  # False: ranks run only the encoders that their own rows need
+    steps: int = 3
+    then: str = "same"  # what steps after the first one learn from: the same rows; `text` those without media
+    poisoned: bool = False  # the second step's loss is infinite on the first rank
 
     @property
     def name(self) -> str:
         """A file's name."""
-        return "-".join(str(value) for value in vars(self).values())
+        plain = vars(Case("plain"))
+        told = {key: value for key, value in vars(self).items() if key != "engine" and value != plain[key]}
+        return "-".join([self.engine, *(f"{key}={value}" for key, value in told.items())])
 
 
 def rows_of(kind: str, processor: Any) -> list[list[TrainingSample]]:
@@ -70,14 +74,12 @@ def rows_of(kind: str, processor: Any) -> list[list[TrainingSample]]:
 
 
 def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dict[str, float]]]:
-    """Three steps on this rank's share of the case's rows."""
+    """The case's steps on this rank's share of its rows."""
     model = ModelConfig(model_name_or_path=str(folder), use_peft=case.lora, lora_r=4, lora_alpha=16)
     loaded = load_model(model, texts=lambda: [], seed=0)
     units = rows_of(case.rows, loaded.processor)
-    share = units[len(units) * backend.rank // backend.world_size :]
-    share = share[
-        : len(units) // backend.world_size
-    ]  # halves, not every other one: ranks see other modalities
+    size = len(units) // backend.world_size  # halves, not every other one: ranks see other modalities
+    rows = [row for unit in units[size * backend.rank :][:size] for row in unit]
     rate = {"sgd": 0.02 if case.rows == "mixed" else 0.5, "adamw": 1e-3}[case.optimizer]
     stage = SFTStage(type="sft", name="s", data=[], learning_rate=rate, optimizer=case.optimizer)
     groups = parameter_groups(loaded.model, loaded.family, model, rate, 0.0)
@@ -93,9 +95,18 @@ def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dic
         sharing=Sharing(case.sharing),
         show=shower(Renderer(loaded.processor), 16_000),
     )
-    rows = [row for unit in share for row in unit]
-    metrics = [train_step(trainer, rows, Objective(epsilon_high=0.28), step / STEPS) for step in range(STEPS)]
-    return trainer, metrics
+    steps = [_rows_of_step(rows, case, backend, step) for step in range(case.steps)]
+    return trainer, [train_step(trainer, some, Objective(epsilon_high=0.28), 0.0) for some in steps]
+
+
+def _rows_of_step(
+    rows: list[TrainingSample], case: Case, backend: Backend, step: int
+) -> list[TrainingSample]:
+    if step and case.then == "text":
+        rows = [row for row in rows if not row.rendered.media]
+    if step == 1 and case.poisoned and backend.is_main:
+        rows = [replace(rows[0], ce=rows[0].ce * torch.inf), *rows[1:]]
+    return rows
 
 
 def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -106,7 +117,11 @@ def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def alone(folder: Path, case: Case) -> dict[str, torch.Tensor]:
     """What the case gives in this process."""
-    return parameters(train(folder, case, make_backend("plain"))[0])
+    backend = make_backend("plain")
+    backend.lockstep = (
+        case.then == "text"
+    )  # what is not used has a gradient of zero, as under DeepSpeed, and not none
+    return parameters(train(folder, case, backend)[0])
 
 
 def backend_of(case: Case) -> Backend:
@@ -132,7 +147,7 @@ def in_ranks(folder: Path, out: Path, cases: Sequence[Case], world: int = 2) -> 
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(SECONDS + 20 * len(cases))
+        process.join(SECONDS + 60 * len(cases))
         if process.exitcode is None:
             process.kill()
             process.join()
