@@ -341,7 +341,8 @@ class Recipe(Closed):
     deepspeed: Annotated[str, BeforeValidator(_deepspeed)] | None = None
     num_threads: PositiveInt | None = None
     bf16: bool = False
-    # rollouts and GRPO's training compute a prompt once for all its completions; off: once for each
+    # a prompt is computed once for all that goes on from it (completions; questions of a row), and training's rows lie
+    # behind each other without padding; off: once for each, rows padded to one length
     shared_prefix: SharedPrefix = "auto"
     feature_cache_bytes: int = Field(
         2**30, ge=0

@@ -1,4 +1,4 @@
-"""Rows that hold several questions on the same media: which token sees which, and where each stands.
+"""Padded rows that hold several questions on the same media: which token sees which, and where each stands.
 
 A row's segments (`Rendered.segments`) are 0 for the shared beginning and 1, 2 ... for what goes on from it. Every
 segment sees the beginning and itself, and stands right behind the beginning, so that each question's logits and
@@ -31,21 +31,3 @@ def segment_positions(segments: torch.Tensor) -> torch.Tensor:
     start = torch.where(begins, index, 0).cummax(dim=1).values
     shared = (segments == 0).sum(dim=1, keepdim=True)
     return torch.where(segments == 0, index, index - start + shared)
-
-
-def needs_side_by_side(family: str, attention: str) -> None:
-    """Refuse what cannot read rows of several segments.
-
-    Raises:
-        ValueError: a family with positions of its own, or an attention that takes no mask.
-    """
-    if family != "assembled":
-        raise ValueError(
-            f"questions_per_row above 1 needs an assembled model; this one is {family}, whose positions are its own "
-            "affair: set questions_per_row to 1"
-        )
-    if attention == "flash_attention_2":
-        raise ValueError(
-            "questions_per_row above 1 needs an attention that takes masks; attn_implementation is "
-            "flash_attention_2: set it to sdpa, or questions_per_row to 1"
-        )

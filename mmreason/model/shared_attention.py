@@ -10,7 +10,7 @@ pass: recomputed activations (gradient checkpointing) attend anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -24,6 +24,8 @@ from mmreason.model.family import bare
 from mmreason.model.shared_kernels import Block
 
 NAME = "mmreason_shared"
+SHORT = 24  # runs of so many tokens and less are computed side by side on a CPU: copies then cost less than calls
+FEW, LIKE = 8, 0.8  # a run stands beside a longer one that has so many tokens more, or of whose this is the share
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,10 @@ class Layout:
     def pieces(self, window: int | None, device: torch.device) -> list[_Piece]:
         """The blocks of a layer whose queries see the last `window` tokens (None: all), themselves among them."""
         if (window, device) not in self._pieces:
-            found: list[_Piece] = []
+            found = [piece for runs in _alike(self.spans, device) for piece in _own_pieces(runs, window, device)]
             for span in self.spans:
-                found += _prompt_pieces(span, window, device)
                 if any(span.lengths):
-                    found += _own_pieces(span, window, device) + _seen_pieces(span, window, device)
+                    found += _seen_pieces(span, window, device)
             self._pieces[window, device] = found
         return self._pieces[window, device]
 
@@ -173,37 +174,47 @@ def _bands(count: int, window: int | None, device: torch.device) -> Iterator[tup
         yield queries, keys, _banded(queries, keys, window, device)
 
 
-def _prompt_pieces(span: Span, window: int | None, device: torch.device) -> list[_Piece]:
-    """The prompt's tokens among themselves."""
-    return [
-        _Piece(
-            _Run(span.start + queries.start, span.start + queries.stop),
-            _Run(span.start + keys.start, span.start + keys.stop),
-            block,
-            first=True,
-        )
-        for queries, keys, block in _bands(span.prompt, window, device)
-    ]
+def _alike(spans: Sequence[Span], device: torch.device) -> list[list[tuple[int, int]]]:
+    """All prompts and suffixes as (start, tokens), the longest first; those of like lengths that pay together."""
+    most = SHORT if device.type == "cpu" else max(span.end for span in spans)
+    runs = [(span.start, span.prompt) for span in spans]
+    runs += [run for span in spans for run in zip(span.begins, span.lengths, strict=True) if run[1]]
+    alike: list[list[tuple[int, int]]] = []
+    longest = 0
+    for run in sorted(runs, key=lambda run: -run[1]):
+        if not alike or longest > most or run[1] < min(longest - FEW, LIKE * longest):
+            alike.append([])
+            longest = run[1]
+        alike[-1].append(run)
+    return alike
 
 
-def _own_pieces(span: Span, window: int | None, device: torch.device) -> list[_Piece]:
-    """Each suffix's tokens among themselves, all suffixes at once."""
+def _own_pieces(
+    runs: Sequence[tuple[int, int]], window: int | None, device: torch.device
+) -> list[_Piece]:
+    """The tokens of each run (start, tokens) among themselves, all runs at once."""
     pieces = []
-    for queries, keys, block in _bands(max(span.lengths), window, device):
-        begins, lengths = _reaching(span, queries.start)
-        mine = _Beside(begins, lengths, queries.start, queries.stop, device)
-        theirs = _Beside(begins, lengths, keys.start, keys.stop, device)
+    for queries, keys, block in _bands(max(tokens for _, tokens in runs), window, device):
+        some = _reaching(runs, queries.start)
+        mine, theirs = (_columns(some, columns, device) for columns in (queries, keys))
         pieces.append(_Piece(mine, theirs, block, first=True))
     return pieces
 
 
-def _reaching(span: Span, column: int) -> tuple[list[int], list[int]]:
-    """Beginnings and lengths of the suffixes that have a token in `column`.
+def _reaching(runs: Iterable[tuple[int, int]], column: int) -> list[tuple[int, int]]:
+    """Those of the runs (start, tokens) that have a token in `column`.
 
     The others stay out: their padding would be scored against sums of other keys, and its weights could overflow.
     """
-    long = [(begin, n) for begin, n in zip(span.begins, span.lengths, strict=True) if n > column]
-    return [begin for begin, _ in long], [n for _, n in long]
+    return [run for run in runs if run[1] > column]
+
+
+def _columns(runs: Sequence[tuple[int, int]], columns: range, device: torch.device) -> _Run | _Beside:
+    """Those columns of each run; no run has tokens behind the last of them where it is alone."""
+    begins, lengths = zip(*runs, strict=True)
+    if len(runs) == 1:
+        return _Run(begins[0] + columns.start, begins[0] + columns.stop)
+    return _Beside(begins, lengths, columns.start, columns.stop, device)
 
 
 def _seen_pieces(span: Span, window: int | None, device: torch.device) -> list[_Piece]:
@@ -216,7 +227,7 @@ def _seen_pieces(span: Span, window: int | None, device: torch.device) -> list[_
         return []
     keys = range(max(0, span.prompt - window + 1), span.prompt)
     queries = range(span.prompt, span.prompt + reach)
-    begins, lengths = _reaching(span, 0)
+    begins, lengths = zip(*_reaching(zip(span.begins, span.lengths, strict=True), 0), strict=True)
     return [
         _Piece(
             _Beside(begins, lengths, 0, reach, device),

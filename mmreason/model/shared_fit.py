@@ -10,6 +10,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from mmreason.model.family import bare
+from mmreason.schema import SharedPrefix
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # what a config calls a change of the logits behind the head, and the value that changes nothing
@@ -85,6 +86,36 @@ def untrainable(model: Any) -> Unfit | None:
     if getattr(config, "output_router_logits", False):
         return Unfit("router_loss", f"{name} has an auxiliary loss of its router, which counts tokens")
     return _dropout(model)
+
+
+def unpackable(model: Any, shared_prefix: SharedPrefix, gathers: bool) -> Unfit | None:
+    """Why training pads rows under these settings; None when it packs them. `gathers`: under ZeRO-3."""
+    if shared_prefix == "off":
+        return Unfit("off", "shared_prefix is off")
+    if gathers:
+        return Unfit("zero3", "ZeRO-3 has the head's weights only while the model runs")
+    return untrainable(model)
+
+
+def needs_side_by_side(family: str, attention: str, unfit: Unfit | None) -> None:
+    """Refuse a model that can read rows of several segments neither packed (`unpackable`) nor by a mask.
+
+    Raises:
+        ValueError: its rows are padded, and it has positions of its own or an attention that takes no mask.
+    """
+    if unfit is None:
+        return
+    if family != "assembled":
+        raise ValueError(
+            f"questions_per_row above 1 needs rows that are packed, or an assembled model; {unfit.why}, and this model "
+            f"is {family}, whose positions are its own affair: set questions_per_row to 1"
+            + (", or shared_prefix to auto" if unfit.name == "off" else "")
+        )
+    if attention == "flash_attention_2":
+        raise ValueError(
+            f"questions_per_row above 1 needs rows that are packed, or an attention that takes masks; {unfit.why}, and "
+            "attn_implementation is flash_attention_2: set it to sdpa, or questions_per_row to 1"
+        )
 
 
 def _dropout(model: nn.Module) -> Unfit | None:

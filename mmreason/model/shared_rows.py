@@ -1,4 +1,7 @@
-"""Rows of one prompt packed into one row: the prompt once, with its media, then what each row goes on with.
+"""Rows packed into one: of those that share a prompt the prompt once, with its media, then what each goes on with.
+
+A row that shares nothing is a prompt that nothing goes on from; one of several questions (`Rendered.segments`) is a
+prompt that its questions go on from.
 
 Shapes: T tokens of the packed row; A axes of positions (1, or text, time, height and width).
 """
@@ -14,6 +17,7 @@ import torch
 from mmreason.model.family import Family, bare, media_inputs
 from mmreason.model.shared_attention import Layout, Span
 from mmreason.model.shared_fit import Unfit
+from mmreason.render import apart
 from mmreason.types import Rendered
 
 Media = Mapping[str, torch.Tensor]
@@ -21,7 +25,7 @@ Media = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Shared:
-    """Rows that begin alike: the prompt's length and media, and for each row the media behind the prompt.
+    """Rows, or questions of a row, that begin alike: the prompt's length and media, and what media each has behind it.
 
     Example: prompts of 5 tokens with one picture, and two rows: `Shared(5, {"pixel_values": ...}, ({}, {}))`.
     """
@@ -71,25 +75,32 @@ def beginning(model: Any, family: Family, rows: Sequence[Rendered]) -> Shared | 
     return Shared(cut, before[0], later)
 
 
+def alone(row: Rendered) -> Shared:
+    """What a row of no group shares: its questions their beginning; without questions all of it is one run."""
+    if row.segments is None:
+        return Shared(len(row), row.media, ({},))
+    return Shared(int((row.segments == 0).sum()), row.media, ({},) * int(row.segments.max()))
+
+
 def pack_rows(
     model: Any, family: Family, groups: Sequence[tuple[Shared, Sequence[Rendered]]], device: torch.device
 ) -> Packed:
-    """One packed row of several groups, their rows in the order given."""
+    """One packed row of several groups, their rows in the order given; a row of several questions is a group itself."""
     spans: list[Span] = []
     ids, types, positions, media, places = [], [], [], [], []
     start = 0
     for shared, rows in groups:
-        first, cut = rows[0], shared.prompt
-        span = Span(start, cut, tuple(len(row) - cut for row in rows))
-        body, behind_body = _prompt_positions(model, family, rows, shared, device)
-        ids += [first.ids[:cut], *(row.ids[cut:] for row in rows)]
-        types += [first.token_types[:cut], *(row.token_types[cut:] for row in rows)]
+        own = [question for row in rows for question in apart(row)]
+        first, cut = own[0], shared.prompt
+        span = Span(start, cut, tuple(len(row) - cut for row in own))
+        body, behind_body = _prompt_positions(model, family, own, shared, device)
+        ids += [first.ids[:cut], *(row.ids[cut:] for row in own)]
+        types += [first.token_types[:cut], *(row.token_types[cut:] for row in own)]
         media += [shared.media, *shared.later]
         positions.append(body)
-        for row, later, begin in zip(rows, shared.later, span.begins, strict=True):
+        for row, later in zip(own, shared.later, strict=True):
             positions.append(_suffix_positions(model, family, row, shared, later, behind_body))
-            behind = torch.arange(len(row) - cut) + begin
-            places.append(torch.cat([torch.arange(start, start + cut), behind]))
+        places += _places(span, [len(row) for row in rows])
         spans.append(span)
         start = span.end
     names = sorted({name for part in media for name in part})
@@ -101,6 +112,17 @@ def pack_rows(
         media={name: torch.cat([part[name] for part in media if name in part]) for name in names},
         places=tuple(places),
     )
+
+
+def _places(span: Span, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Where the tokens of each row stand; a row alone in its group stands there as it is."""
+    if len(lengths) == 1:
+        return [torch.arange(span.start, span.end)]
+    body = torch.arange(span.start, span.start + span.prompt)
+    return [
+        torch.cat([body, torch.arange(begin, begin + length - span.prompt)])
+        for begin, length in zip(span.begins, lengths, strict=True)
+    ]
 
 
 def _first_written(row: Rendered) -> int:

@@ -1,4 +1,4 @@
-"""Several rendered questions on the same media in one row: the media once, the questions side by side."""
+"""Several rendered questions on the same media in one row, the media once, the questions side by side; and back."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def side_by_side(rows: Sequence[Rendered]) -> Rendered:
     for row in rows[1:]:
         if not torch.equal(row.ids[:cut], first.ids[:cut]) or bool(row.token_types[cut:].any()):
             raise ValueError(f"rows {first.sample_id} and {row.sample_id} do not show the same media first")
+    # the token before a question's first one in the row is another question's: it must not have to predict it
+    assert not any(bool(row.sampled[cut : cut + 1].any()) for row in rows), first.sample_id
 
     def joined(name: str) -> torch.Tensor:
         return torch.cat([getattr(first, name)[:cut], *(getattr(row, name)[cut:] for row in rows)])
@@ -40,3 +42,26 @@ def side_by_side(rows: Sequence[Rendered]) -> Rendered:
         sampled=joined("sampled"),
         token_types=joined("token_types"),
     )
+
+
+def question_places(segments: torch.Tensor) -> list[torch.Tensor]:
+    """Where in a row of segments [T] the tokens of each question stand, the shared beginning first: int64 [L] each.
+
+    Example: segments [0 0 1 1 2] give [0 1 2 3] and [0 1 4]; [0 0] is one question of two tokens.
+    """
+    ids = range(1, max(1, int(segments.max())) + 1)
+    return [((segments == 0) | (segments == number)).nonzero().squeeze(1) for number in ids]
+
+
+def apart(row: Rendered) -> list[Rendered]:
+    """The questions of a row as rows of their own, all with the row's media; the inverse of `side_by_side`."""
+    if row.segments is None:
+        return [row]
+    return [
+        replace(
+            row,
+            segments=None,
+            **{name: getattr(row, name)[at] for name in ("ids", "roles", "sampled", "token_types")},
+        )
+        for at in question_places(row.segments)
+    ]

@@ -80,6 +80,11 @@ def read(recipe: Recipe) -> DeepSpeedConfig | None:
     return _config(recipe)
 
 
+def gathers(recipe: Recipe) -> bool:
+    """Whether a recipe trains under ZeRO-3, where a weight is whole only while its module runs."""
+    return recipe.deepspeed is not None and not deepspeed_problems(recipe) and _config(recipe).stage == 3
+
+
 def deepspeed_problems(recipe: Recipe) -> list[str]:
     """Why a recipe's `deepspeed` key cannot work; nothing of DeepSpeed is imported."""
     if recipe.deepspeed is None:

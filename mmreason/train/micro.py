@@ -1,4 +1,4 @@
-"""Which rows go through the model together, and whether they share their prompt there."""
+"""Which rows go through the model together, and whether they are packed there, sharing prompts, or padded."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from mmreason.data.loader import collate, pack
 from mmreason.model.family import Family
 from mmreason.model.shared_fit import Unfit, untrainable
-from mmreason.model.shared_rows import Shared, beginning, pack_rows
+from mmreason.model.shared_rows import Shared, alone, beginning, pack_rows
 from mmreason.schema import SharedPrefix
 from mmreason.train.distributed import Backend
 from mmreason.train.scoring import Micro
 from mmreason.types import TrainingSample
 
 log = logging.getLogger(__name__)
-Part = tuple[Shared, list[int]]  # what a group shares, and its rows by number
+Part = tuple[Shared, list[int]]  # what a group shares, and its rows by number; a row of no group is one itself
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One micro-batch to be: its rows by number, and the groups among them that share a prompt (none: plain).
+    """One micro-batch to be: its rows by number, and as what groups they are packed into one row (none: padded).
 
     Example: `Plan([0, 1, 2], [])`.
     """
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclass
 class Sharing:
-    """Whether a trainer's rows share prompts, and what stood against it so far."""
+    """Whether a trainer's rows are packed, sharing prompts, and what stood against it so far."""
 
     mode: SharedPrefix = "off"
     said: set[str] = field(default_factory=set)  # reasons that the log has
@@ -82,20 +82,18 @@ def plan(
 ) -> list[Plan]:
     """Micro-batches of at most `max_tokens` tokens that the LLM computes; rows of one group are never split.
 
-    Rows of groups share their prompt unless `sharing` is off or something stands against it; all others are packed
-    as rows of their own.
+    Rows are packed behind each other, those of a group and the questions of a row behind one prompt, unless `sharing`
+    is off or something stands against it; what cannot be packed is padded to rows of one length.
 
     Raises:
-        ValueError: `shared_prefix: require`, and a group cannot share; names what stands against it.
+        ValueError: `shared_prefix: require`, and some rows cannot be packed; names what stands against it.
     """
-    groups: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        if row.group >= 0 and sharing.mode != "off":
-            groups.setdefault(row.group, []).append(i)
-    unfit = sharing.unfit(model) if groups else None
     parts: list[Part] = []
-    for chosen in groups.values():
-        found = unfit or beginning(model, family, [rows[i].rendered for i in chosen])
+    unfit = sharing.unfit(model) if sharing.mode != "off" else None
+    for chosen in _groups(rows) if sharing.mode != "off" else []:
+        rendered = [rows[i].rendered for i in chosen]
+        grouped = rows[chosen[0]].group >= 0
+        found = unfit or (beginning(model, family, rendered) if grouped else alone(rendered[0]))
         if isinstance(found, Unfit):
             sharing.refuse(found, len(chosen))
         else:
@@ -104,6 +102,14 @@ def plan(
     apart = [i for i in range(len(rows)) if i not in together]
     plain = [Plan([apart[j] for j in some], []) for some in pack([rows[i] for i in apart], max_tokens)]
     return _shared_plans(rows, parts, max_tokens) + plain
+
+
+def _groups(rows: Sequence[TrainingSample]) -> list[list[int]]:
+    """Rows by number, group by group; a row of no group is alone."""
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault((True, row.group) if row.group >= 0 else (False, i), []).append(i)
+    return list(groups.values())
 
 
 def _shared_plans(rows: Sequence[TrainingSample], parts: list[Part], max_tokens: int) -> list[Plan]:
@@ -130,7 +136,7 @@ def build(
     pad_id: int,
     device: torch.device,
 ) -> Micro:
-    """The tensors of a planned micro-batch; with a shared prompt, its media are there once."""
+    """The tensors of a planned micro-batch; of a shared prompt, its media are there once."""
     chosen = [rows[i] for i in planned.rows]
     if not planned.groups:
         return Micro(collate(chosen, pad_id), None)

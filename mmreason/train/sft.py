@@ -9,7 +9,7 @@ from typing import Any
 
 from mmreason.data.loader import Loader
 from mmreason.data.transforms import by_media, supervised
-from mmreason.model.packed import needs_side_by_side
+from mmreason.model.shared_fit import needs_side_by_side, unpackable
 from mmreason.objective import sft_sample
 from mmreason.render import side_by_side
 from mmreason.schema import SFTStage
@@ -28,7 +28,9 @@ class SFT:
         self.context = context
         self.stage = stage
         if stage.questions_per_row > 1:
-            needs_side_by_side(context.family.name, context.recipe.model.attn_implementation)
+            recipe = context.recipe
+            unfit = unpackable(context.model, recipe.shared_prefix, context.backend.gathers)
+            needs_side_by_side(context.family.name, recipe.model.attn_implementation, unfit)
         targets = {name: self._targets(context.sources[name]) for name in stage.sources()}
         self.loader = Loader(targets, stage.data, stage.replay, seed=context.recipe.seed)
 

@@ -1,4 +1,4 @@
-"""The first group of each kind that shares its prompt, held against the plain forward: values and gradients.
+"""The first packed rows of each kind, held against the plain forward: values and gradients.
 
 What may differ is rounding. How much that is, the plain forward says itself: its rows once side by side and once one
 by one give sums in another order. A difference well above that stops the run.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmreason.model.family import bare
-from mmreason.model.shared_fit import Unfit
-from mmreason.model.shared_rows import beginning
-from mmreason.train.micro import Plan, build
+from mmreason.render import apart, question_places
+from mmreason.train.micro import Plan, Sharing, build, plan
 from mmreason.train.scoring import Micro, Objective, scores
 from mmreason.types import TrainingSample
 
@@ -27,8 +26,10 @@ if TYPE_CHECKING:
     from mmreason.train.step import Trainer
 
 log = logging.getLogger(__name__)
-ROWS = 2  # of one group
+Kind = tuple[str, frozenset[str]]  # what its tokens stand beside (group, questions, alone), and its media's names
+ROWS = 2  # of one group, or of none
 NOISE = 8.0  # times the plain forward's own rounding that is allowed
+STREAMS = ("aggregation", "ce", "rl", "kl")
 ENTRIES = 65536  # of each parameter's gradient that are compared, evenly spaced
 
 
@@ -46,36 +47,56 @@ class _Outcome:
 def check_shared(
     trainer: Trainer, rows: Sequence[TrainingSample], plans: Sequence[Plan], objective: Objective
 ) -> None:
-    """Compare ROWS rows of one group for every set of media that a prompt of `plans` shows and that was not compared.
+    """Compare some packed rows of every kind that was not compared: of groups, or of none, by the media they show.
 
-    The smallest group with two learning rows or more is taken: with one alone nothing could leak between rows. Sets
-    of media that come later are compared when they come. Nothing of the run changes: no gradient is kept, no random
-    number drawn.
+    Two learning rows or more are taken (of a group, its own), or one of several questions: with one alone nothing
+    could leak between rows. The smallest are. Kinds that come later are compared when they come. The plain forward has
+    a row of its own for every question. Nothing of the run changes: no gradient is kept, no random number drawn.
 
     Raises:
         ValueError: the two ways differ by more than rounding; names the first layer where they do, and its type.
     """
-    smallest: dict[frozenset[str], list[TrainingSample]] = {}
-    for planned in plans:
-        for shared, chosen in planned.groups:
-            names = frozenset(shared.media)
-            learning = [rows[i] for i in chosen if bool(rows[i].aggregation.any())]
-            if names in trainer.checked or len(learning) < ROWS:
-                continue
-            if names not in smallest or sum(map(len, learning)) < sum(map(len, smallest[names])):
-                smallest[names] = learning
-    for names, group in smallest.items():
-        _check_group(trainer, sorted(group, key=len)[:ROWS], replace(objective, token_weights=None))
-        trainer.checked.add(names)
+    for kind, some in _candidates(rows, plans, trainer.checked).items():
+        _check(trainer, some, replace(objective, token_weights=None))
+        trainer.checked.add(kind)
 
 
-def _check_group(trainer: Trainer, some: Sequence[TrainingSample], objective: Objective) -> None:
-    """The rows of one group in both ways; raises ValueError where they differ by more than rounding."""
-    together, shared = _planned(trainer, some)
-    plain = _outcome(trainer, some, together, objective)
-    apart = [_plain(trainer, some, [i]) for i in range(len(some))]
-    again = _outcome(trainer, some, apart, objective)
-    ours = _outcome(trainer, some, shared, objective)
+def _candidates(
+    rows: Sequence[TrainingSample], plans: Sequence[Plan], checked: Container[Kind]
+) -> dict[Kind, list[TrainingSample]]:
+    """For each kind of packed rows, but those `checked`, the smallest ones that can tell a leak."""
+    found: dict[Kind, list[TrainingSample]] = {}
+    alone: list[TrainingSample] = []
+    for _, chosen in (group for planned in plans for group in planned.groups):
+        learning = sorted((rows[i] for i in chosen if bool(rows[i].aggregation.any())), key=len)
+        if not learning:
+            continue
+        kind = _kind(learning[0])
+        if kind[0] == "alone":
+            alone += learning
+        elif kind not in checked and (kind[0] == "questions" or len(learning) >= ROWS):
+            if kind not in found or sum(map(len, learning)) < sum(map(len, found[kind])):
+                found[kind] = learning
+    for kind in dict.fromkeys(map(_kind, alone)):
+        if kind not in checked and len(alone) >= ROWS:
+            found[kind] = _of_kind_first(alone, kind)
+    return {kind: some[:ROWS] for kind, some in found.items()}
+
+
+def _kind(row: TrainingSample) -> Kind:
+    beside = "group" if row.group >= 0 else "alone" if row.rendered.segments is None else "questions"
+    return beside, frozenset(row.rendered.media)
+
+
+def _of_kind_first(rows: Sequence[TrainingSample], kind: Kind) -> list[TrainingSample]:
+    """The smallest rows of the kind, then others: beside its only one, rows on other media tell a leak as well."""
+    return sorted(rows, key=lambda row: (_kind(row) != kind, len(row)))
+
+
+def _check(trainer: Trainer, some: Sequence[TrainingSample], objective: Objective) -> None:
+    """The rows in both ways; raises ValueError where they differ by more than rounding."""
+    shared, together, singly = _ways(trainer, some)
+    plain, again, ours = (_outcome(trainer, way, objective) for way in (together, singly, shared))
     rounding = math.sqrt(_eps(trainer))
     band = max(NOISE * _values(plain, again), rounding)
     names = _gradients(plain, again)
@@ -83,37 +104,47 @@ def _check_group(trainer: Trainer, some: Sequence[TrainingSample], objective: Ob
     found, errors = _values(plain, ours), _gradients(plain, ours)
     worst = max(errors, key=lambda name: errors[name] / bands[name])
     if not (found <= band and errors[worst] <= bands[worst]):
-        where = _where(trainer, some, (together, apart, shared), objective, worst)
+        where = _where(trainer, (together, singly, shared), objective, worst)
         raise ValueError(
             f"the shared forward of {type(bare(trainer.model)).__name__} does not give what the plain one does: "
             f"log-probabilities differ by {found:.2g} (allowed {band:.2g}), the gradient of {worst} by "
             f"{errors[worst]:.2g} (allowed {bands[worst]:.2g}); {where}; set shared_prefix: off for this model"
         )
     log.info(
-        "shared prompts checked on %d rows: log-probabilities within %.2g (allowed %.2g), gradients within %.2g "
+        "packed rows checked on %d of them: log-probabilities within %.2g (allowed %.2g), gradients within %.2g "
         "(allowed %.2g)", len(some), found, band, errors[worst], bands[worst],
     )  # fmt: skip
 
 
-def _plain(trainer: Trainer, rows: Sequence[TrainingSample], chosen: list[int]) -> Micro:
-    device = trainer.backend.device
-    return build(trainer.model, trainer.family, rows, Plan(chosen, []), trainer.pad_id, device)
+def _ways(
+    trainer: Trainer, rows: Sequence[TrainingSample]
+) -> tuple[list[Micro], list[Micro], list[Micro]]:
+    """The rows packed, and their questions plain: in one micro-batch, and one by one."""
+    (planned,) = plan(trainer.model, trainer.family, rows, sum(map(len, rows)), Sharing("require"))
+    single = [question for i in planned.rows for question in _questions(rows[i])]
+    everyone = list(range(len(single)))
+
+    def built(rows: Sequence[TrainingSample], planned: Plan) -> Micro:
+        device = trainer.backend.device
+        return build(trainer.model, trainer.family, rows, planned, trainer.pad_id, device)
+
+    shared, together = built(rows, planned), built(single, Plan(everyone, []))
+    return [shared], [together], [built(single, Plan([i], [])) for i in everyone]
 
 
-def _planned(trainer: Trainer, rows: Sequence[TrainingSample]) -> tuple[list[Micro], list[Micro]]:
-    """The rows in one plain micro-batch, and with a shared prompt."""
-    everyone = list(range(len(rows)))
-    found = beginning(trainer.model, trainer.family, [row.rendered for row in rows])
-    assert not isinstance(found, Unfit), found  # these rows were planned to share
-    planned = Plan(everyone, [(found, everyone)])
-    device = trainer.backend.device
-    shared = build(trainer.model, trainer.family, rows, planned, trainer.pad_id, device)
-    return [_plain(trainer, rows, everyone)], [shared]
+def _questions(row: TrainingSample) -> list[TrainingSample]:
+    """A row for each question of the row; what the check reads of their streams is only what is learned."""
+    if row.rendered.segments is None:
+        return [row]
+    places = question_places(row.rendered.segments)
+    return [
+        replace(row, rendered=rendered, **{name: getattr(row, name)[at] for name in STREAMS})
+        for rendered, at in zip(apart(row.rendered), places, strict=True)
+    ]
 
 
 def _outcome(
     trainer: Trainer,
-    rows: Sequence[TrainingSample],
     micros: Sequence[Micro],
     objective: Objective,
     layers: bool = False,
@@ -129,9 +160,9 @@ def _outcome(
             seen = _watch(stack, trainer.model) if layers else []
             scored = scores(trainer.model, trainer, micro, objective)
             learned = micro.batch.aggregation[:, scored.first :].to(scored.logprobs.device) > 0
-            column = learned.nonzero()[:, 1]
             logprobs = scored.logprobs[learned]
-            loss = (logprobs * (torch.cos(1.7 * column) + 0.3)).sum()
+            number = torch.arange(len(logprobs), device=logprobs.device) + sum(map(len, values))
+            loss = (logprobs * (torch.cos(1.7 * number) + 0.3)).sum()
             grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
         values.append(logprobs.detach().double().cpu())
         for (name, _), grad in zip(named, grads, strict=True):
@@ -159,7 +190,11 @@ def _real_tokens(micro: Micro, out: torch.Tensor) -> torch.Tensor:
     """A layer's output for every token of every row, one after the other: [tokens, hidden]."""
     if micro.packed is None:
         return out[micro.batch.attention_mask.bool().to(out.device)]
-    return out[0][torch.cat(micro.packed.places).to(out.device)]
+    places = list(micro.packed.places)
+    if micro.batch.segments is not None:
+        rows = zip(places, micro.batch.segments, strict=True)
+        places = [place[at] for place, row in rows for at in question_places(row[: len(place)])]
+    return out[0][torch.cat(places).to(out.device)]
 
 
 def _values(one: _Outcome, other: _Outcome) -> float:
@@ -188,13 +223,12 @@ def _eps(trainer: Trainer) -> float:
 
 def _where(
     trainer: Trainer,
-    rows: Sequence[TrainingSample],
     ways: tuple[list[Micro], list[Micro], list[Micro]],
     objective: Objective,
     worst: str,
 ) -> str:
     """The first decoder layer whose outputs differ, or the layer of the parameter whose gradient differs most."""
-    plain, again, ours = (_outcome(trainer, rows, way, objective, layers=True).layers for way in ways)
+    plain, again, ours = (_outcome(trainer, way, objective, layers=True).layers for way in ways)
     decoder = bare(trainer.model).get_decoder()
     kinds = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(plain)
 

@@ -19,7 +19,7 @@ from mmreason.objective import k3, policy_term
 from mmreason.train.distributed import Backend
 from mmreason.train.micro import Plan, Sharing, build, plan
 from mmreason.train.scoring import Micro, Objective, Scores, scores
-from mmreason.train.shared_check import check_shared
+from mmreason.train.shared_check import Kind, check_shared
 from mmreason.train.together import ShowKind, together
 from mmreason.types import TrainingSample
 
@@ -37,9 +37,9 @@ class Trainer:
     max_grad_norm: float
     max_tokens: int
     bf16: bool = False  # forward and backward in bfloat16 autocast; weights and optimizer stay float32
-    sharing: Sharing = field(default_factory=Sharing)  # whether a group's rows share their prompt
-    check: bool = True  # the first group of each set of media that shares is held against the plain way
-    checked: set[frozenset[str]] = field(default_factory=set)  # the names of media of which that is done
+    sharing: Sharing = field(default_factory=Sharing)  # whether rows are packed, sharing prompts
+    check: bool = True  # the first packed rows of each kind are held against the plain way
+    checked: set[Kind] = field(default_factory=set)  # the kinds of which that is done
     show: ShowKind | None = (
         None  # rows that let a rank run the encoders of others; needed where ranks go in lockstep
     )

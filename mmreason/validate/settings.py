@@ -7,11 +7,11 @@ import importlib.util
 from mmreason.curriculum import gate_problem
 from mmreason.evaluate import parse_ablation
 from mmreason.model.load import Loaded
-from mmreason.model.packed import needs_side_by_side
 from mmreason.model.parts import freeze
+from mmreason.model.shared_fit import needs_side_by_side, unpackable
 from mmreason.rewards import reward_problems, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
-from mmreason.train.deepspeed_config import deepspeed_problems
+from mmreason.train.deepspeed_config import deepspeed_problems, gathers
 from mmreason.train.pretask import needs_assembled
 
 
@@ -50,7 +50,8 @@ def fits(stage: StageConfig, recipe: Recipe, loaded: Loaded) -> None:
     try:
         freeze(loaded.model, loaded.family, recipe.model, stage.freeze)
         if isinstance(stage, SFTStage) and stage.questions_per_row > 1:
-            needs_side_by_side(loaded.family.name, recipe.model.attn_implementation)
+            unfit = unpackable(loaded.model, recipe.shared_prefix, gathers(recipe))
+            needs_side_by_side(loaded.family.name, recipe.model.attn_implementation, unfit)
     except ValueError as error:
         raise ValueError(f"stages.{stage.name}: {error}") from error
     if isinstance(stage, PretaskStage):

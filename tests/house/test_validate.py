@@ -265,8 +265,10 @@ def test_a_stage_that_the_model_cannot_take_is_named(tmp_path: Path) -> None:
     assert any("stages.see: the sources ['mine'] hold no row with `targets`" in p for p in problems)
     assert check(tmp_path, [row()], stages=[SFT | {"questions_per_row": 2}]) == []
     native = {"model_name_or_path": str(tiny_native("qwen2_vl", tmp_path / "native"))}
-    problems = check(tmp_path, [row()], model=native, stages=[pretask, SFT | {"questions_per_row": 2}])
-    assert any("stages.sft: questions_per_row above 1 needs an assembled model" in p for p in problems)
+    together = SFT | {"questions_per_row": 2}
+    assert check(tmp_path, [row()], model=native, stages=[together]) == []
+    problems = check(tmp_path, [row()], model=native, stages=[pretask, together], shared_prefix="off")
+    assert any("stages.sft: questions_per_row above 1 needs rows that are packed" in p for p in problems)
     stage = pretask | {"freeze": []}
     problems = check(tmp_path, [row()], model=native, stages=[stage])
     assert any("stage see: pretask reads the features of an assembled model" in p for p in problems)

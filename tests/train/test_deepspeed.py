@@ -22,6 +22,7 @@ QUICK = [
     Case("zero1", "mixed"),
     Case("zero2", "mixed"),
     Case("zero2", "grpo", sharing="require"),
+    Case("zero2", "mixed", max_tokens=200, sharing="require"),  # packed, and as many micro-batches by blank rows
     Case("zero2", "mixed", lora=True),
     Case("zero3", "mixed", max_tokens=200),  # one micro-batch on the first rank, three on the second
     Case("zero3", "mixed", max_tokens=200, then="text", poisoned=True),
@@ -32,6 +33,9 @@ SLOW = {
     "sft": [Case(f"zero{stage}", "sft") for stage in range(4)],
     "grpo": [Case(engine, "grpo") for engine in ("zero1", "zero2", "zero3")],
     "shared": [Case(engine, "grpo", sharing="require") for engine in ("ddp", "zero0", "zero1")],
+    "packed": [
+        Case(engine, "mixed", max_tokens=200, sharing="require") for engine in ("ddp", "zero0", "zero1")
+    ],
     "lora": [Case(engine, "mixed", lora=True) for engine in ("ddp", "zero0", "zero1", "zero3")],
     "adamw": [Case(engine, "mixed", optimizer="adamw") for engine in ("ddp", "zero1", "zero2", "zero3")],
     "offload": [

@@ -77,12 +77,12 @@ def test_metrics_tell_what_was_shared(loaded: Loaded) -> None:
     rows = [*rows_near(loaded), *sft_rows(loaded.processor, 2)]
     plain = train_step(trainer_of(loaded), rows, objective_of(loaded), 0.0)
     shared = train_step(sharing(fresh(loaded)), rows, objective_of(loaded), 0.0)
-    assert shared["shared_prefix/rows"] == 8 and "shared_prefix/rows" not in plain
+    assert shared["shared_prefix/rows"] == 10 and "shared_prefix/rows" not in plain
     assert shared["tokens/input"] == plain["tokens/input"] and shared["rows"] == plain["rows"] == 10
     packed = sum(len(row) for row in rows[:8]) - sum(
         len(row) - int(row.rendered.sampled.sum()) for row in rows[:8:2]
     )
-    assert shared["tokens/forward"] == packed + 2 * max(len(row) for row in rows[8:])
+    assert shared["tokens/forward"] == packed + sum(len(row) for row in rows[8:])
     assert shared["tokens/forward"] < 0.8 * plain["tokens/forward"]
     for name in ("entropy", "kl", "nll", "clip_ratio/region_mean", "tokens/learned"):
         if name in plain:
@@ -206,22 +206,22 @@ def test_the_check_leaves_no_trace_and_comes_once(
     trainer, other = sharing(loaded), sharing(fresh(loaded))
     trainer.bf16 = other.bf16 = bf16
     other.check = False
-    calls: list[frozenset[str]] = []
-    real = shared_check._check_group
+    calls: list[shared_check.Kind] = []
+    real = shared_check._check
 
     def counted(trainer: Trainer, some: Any, objective: Objective) -> None:
-        calls.append(frozenset(some[0].rendered.media))
+        calls.append(shared_check._kind(some[0]))
         real(trainer, some, objective)
 
-    monkeypatch.setattr(shared_check, "_check_group", counted)
+    monkeypatch.setattr(shared_check, "_check", counted)
     state = torch.get_rng_state()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             train_step(trainer, rows, objective_of(loaded), 0.0)
             train_step(other, rows, objective_of(loaded), 0.0)
-    kinds = {frozenset(row.rendered.media) for row in rows}
-    assert len(calls) == len(kinds) and set(calls) == kinds  # once for each set of media, in two steps
-    assert "shared prompts checked on 2 rows" in caplog.text
+    kinds = {("group" if row.group >= 0 else "alone", frozenset(row.rendered.media)) for row in rows}
+    assert len(calls) == len(kinds) and set(calls) == kinds  # once for each kind, in two steps
+    assert "packed rows checked on 2 of them" in caplog.text
     assert torch.equal(state, torch.get_rng_state())
     for one, twin in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(one, twin)
@@ -239,12 +239,6 @@ def test_a_group_with_one_learning_row_settles_nothing(
     assert not trainer.checked
     with pytest.raises(ValueError, match="does not give what the plain one does"):
         train_step(trainer, rows, objective_of(loaded), 0.0)
-
-
-def test_sft_is_not_checked(loaded: Loaded) -> None:
-    trainer = sharing(loaded)
-    metrics = train_step(trainer, sft_rows(loaded.processor, 2), Objective(), 0.0)
-    assert trainer.check and not any(name.startswith("shared_prefix") for name in metrics)
 
 
 # --- a whole run

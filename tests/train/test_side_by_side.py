@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from mmreason.data.loader import collate
 from mmreason.model import packed
 from mmreason.model.load import Loaded, load_model
+from mmreason.model.shared_fit import needs_side_by_side, unpackable
 from mmreason.objective import sft_sample
 from mmreason.render import Renderer, side_by_side
 from mmreason.schema import ModelConfig
@@ -100,11 +102,24 @@ def test_rows_on_other_media_are_refused(loaded: Loaded) -> None:
         side_by_side([one, two])
 
 
-def test_what_cannot_read_such_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs an assembled model; this one is qwen_vl"):
-        packed.needs_side_by_side("qwen_vl", "sdpa")
+def test_what_cannot_read_such_rows_is_refused(
+    loaded: Loaded, native_folder: Callable[[str], Path]
+) -> None:
+    config = ModelConfig(model_name_or_path=str(native_folder("qwen2_vl")))
+    native = load_model(config, texts=lambda: [], seed=0)
+    for mode in ("auto", "require"):
+        needs_side_by_side("qwen_vl", "flash_attention_2", unpackable(native.model, mode, gathers=False))
+    with pytest.raises(ValueError, match="shared_prefix is off, and this model is qwen_vl.* to auto"):
+        needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "off", gathers=False))
+    with pytest.raises(ValueError, match="ZeRO-3 has the head's weights.*questions_per_row to 1$"):
+        needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=True))
+    native.model.get_decoder().layers[1].self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match=r"layers.1.self_attn.attention_dropout is 0.1.*questions_per_row to 1$"):
+        needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=False))
+    padded = unpackable(loaded.model, "off", gathers=False)
+    needs_side_by_side("assembled", "sdpa", padded)
     with pytest.raises(ValueError, match="takes masks"):
-        packed.needs_side_by_side("assembled", "flash_attention_2")
+        needs_side_by_side("assembled", "flash_attention_2", padded)
 
 
 @pytest.mark.parametrize("together", [1, 3])
