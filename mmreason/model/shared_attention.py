@@ -24,8 +24,13 @@ from mmreason.model.family import bare
 from mmreason.model.shared_kernels import Block
 
 NAME = "mmreason_shared"
-SHORT = 24  # runs of so many tokens and less are computed side by side on a CPU: copies then cost less than calls
-FEW, LIKE = 8, 0.8  # a run stands beside a longer one that has so many tokens more, or of whose this is the share
+SHORT = (
+    24  # runs of so many tokens and less are computed side by side on a CPU: copies then cost less than calls
+)
+FEW, LIKE = (
+    8,
+    0.8,
+)  # a run stands beside a longer one that has so many tokens more, or of whose this is the share
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,9 @@ class Layout:
     def pieces(self, window: int | None, device: torch.device) -> list[_Piece]:
         """The blocks of a layer whose queries see the last `window` tokens (None: all), themselves among them."""
         if (window, device) not in self._pieces:
-            found = [piece for runs in _alike(self.spans, device) for piece in _own_pieces(runs, window, device)]
+            found = [
+                piece for runs in _alike(self.spans, device) for piece in _own_pieces(runs, window, device)
+            ]
             for span in self.spans:
                 if any(span.lengths):
                     found += _seen_pieces(span, window, device)
@@ -189,9 +196,7 @@ def _alike(spans: Sequence[Span], device: torch.device) -> list[list[tuple[int, 
     return alike
 
 
-def _own_pieces(
-    runs: Sequence[tuple[int, int]], window: int | None, device: torch.device
-) -> list[_Piece]:
+def _own_pieces(runs: Sequence[tuple[int, int]], window: int | None, device: torch.device) -> list[_Piece]:
     """The tokens of each run (start, tokens) among themselves, all runs at once."""
     pieces = []
     for queries, keys, block in _bands(max(tokens for _, tokens in runs), window, device):

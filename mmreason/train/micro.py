@@ -20,7 +20,9 @@ from mmreason.train.scoring import Micro
 from mmreason.types import TrainingSample
 
 log = logging.getLogger(__name__)
-Part = tuple[Shared, list[int]]  # what a group shares, and its rows by number; a row of no group is one itself
+Part = tuple[
+    Shared, list[int]
+]  # what a group shares, and its rows by number; a row of no group is one itself
 
 
 @dataclass(frozen=True)

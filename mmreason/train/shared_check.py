@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from mmreason.train.step import Trainer
 
 log = logging.getLogger(__name__)
-Kind = tuple[str, frozenset[str]]  # what its tokens stand beside (group, questions, alone), and its media's names
+Kind = tuple[
+    str, frozenset[str]
+]  # what its tokens stand beside (group, questions, alone), and its media's names
 ROWS = 2  # of one group, or of none
 NOISE = 8.0  # times the plain forward's own rounding that is allowed
 STREAMS = ("aggregation", "ce", "rl", "kl")
@@ -116,9 +118,7 @@ def _check(trainer: Trainer, some: Sequence[TrainingSample], objective: Objectiv
     )  # fmt: skip
 
 
-def _ways(
-    trainer: Trainer, rows: Sequence[TrainingSample]
-) -> tuple[list[Micro], list[Micro], list[Micro]]:
+def _ways(trainer: Trainer, rows: Sequence[TrainingSample]) -> tuple[list[Micro], list[Micro], list[Micro]]:
     """The rows packed, and their questions plain: in one micro-batch, and one by one."""
     (planned,) = plan(trainer.model, trainer.family, rows, sum(map(len, rows)), Sharing("require"))
     single = [question for i in planned.rows for question in _questions(rows[i])]

@@ -22,7 +22,9 @@ QUICK = [
     Case("zero1", "mixed"),
     Case("zero2", "mixed"),
     Case("zero2", "grpo", sharing="require"),
-    Case("zero2", "mixed", max_tokens=200, sharing="require"),  # packed, and as many micro-batches by blank rows
+    Case(
+        "zero2", "mixed", max_tokens=200, sharing="require"
+    ),  # packed, and as many micro-batches by blank rows
     Case("zero2", "mixed", lora=True),
     Case("zero3", "mixed", max_tokens=200),  # one micro-batch on the first rank, three on the second
     Case("zero3", "mixed", max_tokens=200, then="text", poisoned=True),

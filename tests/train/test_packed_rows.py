@@ -299,7 +299,9 @@ def test_every_kind_is_checked_once_a_leak_can_show(native_folder: Folder) -> No
     rows = [sft_sample(group[0]) for group in groups]
     (shared,) = samples(groups[:1], 4)
 
-    def candidates(rows: list[TrainingSample], checked: set[shared_check.Kind]) -> dict[Any, list[TrainingSample]]:
+    def candidates(
+        rows: list[TrainingSample], checked: set[shared_check.Kind]
+    ) -> dict[Any, list[TrainingSample]]:
         plans = plan(loaded.model, loaded.family, rows, 1, Sharing("require"))
         return shared_check._candidates(rows, plans, checked)
 
@@ -326,7 +328,13 @@ def test_several_questions_a_row_learn_what_single_ones_do(
     data = {"rows": {"path": str(write_questions(tmp_path / "rows"))}}
     lines = {}
     for together, rows in ((1, 21), (4, 11)):
-        stage = {"type": "sft", "name": "sft", "data": ["rows"], "rationale": "free", "optimizer": "sgd"}
+        stage: dict[str, Any] = {
+            "type": "sft",
+            "name": "sft",
+            "data": ["rows"],
+            "rationale": "free",
+            "optimizer": "sgd",
+        }
         stage |= {"learning_rate": 0.1, "warmup_ratio": 0.0, "questions_per_row": together, "max_steps": 1}
         keys = {"data": data, "model": {"model_name_or_path": str(folder)}, "shared_prefix": "require"}
         stage |= {"per_device_train_batch_size": rows}

@@ -102,9 +102,7 @@ def test_rows_on_other_media_are_refused(loaded: Loaded) -> None:
         side_by_side([one, two])
 
 
-def test_what_cannot_read_such_rows_is_refused(
-    loaded: Loaded, native_folder: Callable[[str], Path]
-) -> None:
+def test_what_cannot_read_such_rows_is_refused(loaded: Loaded, native_folder: Callable[[str], Path]) -> None:
     config = ModelConfig(model_name_or_path=str(native_folder("qwen2_vl")))
     native = load_model(config, texts=lambda: [], seed=0)
     for mode in ("auto", "require"):
@@ -114,7 +112,9 @@ def test_what_cannot_read_such_rows_is_refused(
     with pytest.raises(ValueError, match="ZeRO-3 has the head's weights.*questions_per_row to 1$"):
         needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=True))
     native.model.get_decoder().layers[1].self_attn.attention_dropout = 0.1
-    with pytest.raises(ValueError, match=r"layers.1.self_attn.attention_dropout is 0.1.*questions_per_row to 1$"):
+    with pytest.raises(
+        ValueError, match=r"layers.1.self_attn.attention_dropout is 0.1.*questions_per_row to 1$"
+    ):
         needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=False))
     padded = unpackable(loaded.model, "off", gathers=False)
     needs_side_by_side("assembled", "sdpa", padded)
