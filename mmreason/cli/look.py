@@ -32,6 +32,15 @@ def eval_(
             "audio_encoder=NUMBER; or with letters for the options: letters; may be given several times",
         ),
     ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--rows",
+            metavar="FILE",
+            help="write every question with its answer and verdict there, a JSON object a line, as a run's "
+            "eval/STAGE.jsonl",
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Accuracy per source, modality and problem type; think rate; mean length; what each sense is worth."""
@@ -47,6 +56,7 @@ def eval_(
             max_completion_length=max_completion_length,
             system_prompt=system_prompt,
             ablate=ablate or (),
+            rows=rows,
         )
         show(table({"eval": result}))
         if result["ablations"]:

@@ -26,6 +26,7 @@ from mmreason.evaluate import (
     summarise,
     touched,
     write_json,
+    write_rows,
 )
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
@@ -114,35 +115,40 @@ def evaluate_model(
     limit: int | None = None,
     system_prompt: str | None = None,
     ablate: Sequence[str] = (),
+    rows: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model on files of rows; returns the measures of one eval.json block.
 
     `ablate` asks the questions again without a sense (`evaluate.ablate`): `image`, `video` and `audio` blanked,
     `sound_shift=1.0`, `audio_encoder=0`. Key `ablations` then holds, by what was asked, `ablation_block` of the rows
-    that have it to lose.
+    that have it to lose. `rows` is a file that gets every answer with all senses, an `EvalRow` a line.
 
     Raises:
-        ValueError: no readable row, or a model, row or ablation that does not fit; the message says what to do.
+        ValueError: no readable row, or a model, row, ablation or file that does not fit; the message says what to do.
     """
     ablations = [parse_ablation(text) for text in ablate]
+    if rows is not None and Path(rows).is_dir():  # before the first answer, not after the last
+        raise ValueError(f"eval: rows is {str(rows)!r}, which is a folder; name a file for the answers")
     names = _names(data)
     with tempfile.TemporaryDirectory(prefix="mmreason-eval-") as folder:
         recipe = _eval_recipe(model, names, folder, max_completion_length, batch_size, limit, system_prompt)
         context = prepare(recipe, Path(folder), None)
         chosen = limit_evenly({name: context.sources[name] for name in names}, limit)
         samples = readable(context, chosen)
-        for source, rows in context.quarantine.state_dict()["rows"].items():
-            for row, reason in rows.items():
+        for source, lost in context.quarantine.state_dict()["rows"].items():
+            for row, reason in lost.items():
                 context.console.print(f"not read: {source} {row}: {reason}", markup=False, soft_wrap=True)
         asked = {ablation.name: touched(ablation, samples) for ablation in ablations}
         for ablation in ablations:  # what does not fit is said before the first answer
             without(context, ablation)(asked[ablation.name][0])
         plain = evaluate(samples, greedy(context), batch_size=batch_size)
+        if rows is not None:
+            write_rows(Path(rows), plain)
         taken = {}
         for ablation in ablations:
             answer = greedy(context, without(context, ablation))
-            rows = evaluate(asked[ablation.name], answer, batch_size=batch_size)
-            taken[ablation.name] = ablation_block(plain, rows)
+            again = evaluate(asked[ablation.name], answer, batch_size=batch_size)
+            taken[ablation.name] = ablation_block(plain, again)
     return summarise(plain) | {"unreadable": len(chosen) - len(samples), "ablations": taken}
 
 
@@ -157,12 +163,16 @@ def without(context: Context, ablation: Ablation) -> Callable[[Sample], Rendered
 
 
 def _names(data: Sequence[str]) -> dict[str, str]:
-    """Source name -> file; files of the same stem are numbered, so that none hides another."""
+    """Source name -> file: its stem; its folder where several share that (every world writes a rows.jsonl).
+
+    What is still the same is numbered, so that none hides another.
+    """
     names: dict[str, str] = {}
-    for path in data:
-        stem = Path(path).stem
-        taken = sum(name == stem or name.startswith(f"{stem}-") for name in names)
-        names[f"{stem}-{taken + 1}" if taken else stem] = path
+    stems = [Path(path).stem for path in data]
+    for path, stem in zip(data, stems, strict=True):
+        base = Path(path).resolve().parent.name if stems.count(stem) > 1 else stem
+        taken = sum(name == base or name.startswith(f"{base}-") for name in names)
+        names[f"{base}-{taken + 1}" if taken else base] = path
     return names
 
 

@@ -67,6 +67,25 @@ def test_eval_measures_a_model_on_rows(run: Path, tmp_path: Path) -> None:
     assert set(result["overall"]) >= {"accuracy", "soft", "chance", "think_rate", "mean_length", "format"}
 
 
+def test_eval_writes_each_answer_as_a_run_does(run: Path, tmp_path: Path) -> None:
+    """The final model on the run's own questions: the rows of the run's last stage, byte for byte but for the root."""
+    from mmreason.evaluate import EvalRow, read_rows
+
+    out = tmp_path / "new" / "rows.jsonl"
+    data = run / "data" / "held_out" / "rows.jsonl"
+    mm("eval", run / "model", "--data", data, "--max-completion-length", 8, "--rows", out)
+    made, stored = read_rows(out), read_rows(run / "eval" / "grpo.jsonl")
+    assert len(made) == len(stored) == 8
+
+    def told(row: EvalRow) -> tuple[Any, ...]:
+        return (row.id, row.question, row.solution, row.completion, row.correct, row.length, row.evidence)
+
+    assert [told(row) for row in made] == [told(row) for row in stored]
+    assert all(Path(medium["root"]) == data.parent for row in made for medium in row.media)
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        mm("eval", run / "model", "--data", data, "--rows", tmp_path)
+
+
 def test_chat_answers_about_a_picture_and_refuses_what_is_none(run: Path, tmp_path: Path) -> None:
     from PIL import Image
 
