@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mmreason.evaluate import ablation_table, read_eval, table
+from mmreason.evaluate import ablation_table, gain_table, read_eval, table
 from mmreason.report import write_report
 from mmreason.schema import Recipe
 from mmreason.train.evaluation import evaluate_model
@@ -38,6 +38,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     stored = read_eval(run_dir)
     if stored:
         console.print(table(stored))
+        gains = gain_table(stored)
+        if gains is not None:
+            console.print(gains)
     again = run_dir / "ablations.json"
     if again.is_file():
         console.print(ablation_table(json.loads(again.read_text(encoding="utf-8"))["ablations"]))

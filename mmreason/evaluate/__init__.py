@@ -12,15 +12,24 @@ from mmreason.evaluate.ablate import (
 )
 from mmreason.evaluate.bootstrap import crossed_bootstrap, paired_bootstrap
 from mmreason.evaluate.letters import lettered
-from mmreason.evaluate.measures import blind_scores, chance_rate, evaluate_rows, measures, summarise, thirds
+from mmreason.evaluate.measures import (
+    blind_scores,
+    chance_rate,
+    evaluate_rows,
+    measures,
+    parts,
+    summarise,
+    thirds,
+)
 from mmreason.evaluate.rows import EvalRow, judge, question_text, read_rows, thinks, write_rows
 from mmreason.evaluate.run import Generate, evaluate, limit_evenly
 from mmreason.evaluate.score import score
 from mmreason.evaluate.store import compare, read_eval, save_stage, stage_rows, write_json
-from mmreason.evaluate.table import ablation_table, parent_of, table
+from mmreason.evaluate.table import SLICES, ablation_table, gain_table, parent_of, table
 
 __all__ = [
     "LETTERS",
+    "SLICES",
     "Ablation",
     "EvalRow",
     "Generate",
@@ -35,6 +44,7 @@ __all__ = [
     "crossed_bootstrap",
     "evaluate",
     "evaluate_rows",
+    "gain_table",
     "judge",
     "lettered",
     "limit_evenly",
@@ -42,6 +52,7 @@ __all__ = [
     "paired_bootstrap",
     "parent_of",
     "parse_ablation",
+    "parts",
     "question_text",
     "read_eval",
     "read_rows",

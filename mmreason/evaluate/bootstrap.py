@@ -32,12 +32,15 @@ def crossed_bootstrap(
         raise ValueError(f"a bootstrap needs at least one seed and one question; got {table.shape}")
     generator = np.random.default_rng(seed)
     seeds, questions = table.shape
+    columns, counts = np.unique(
+        table, axis=1, return_counts=True
+    )  # questions that differ alike are drawn as one
     means = np.empty(n)
-    per_chunk = max(1, _CHUNK // questions)
+    per_chunk = max(1, _CHUNK // len(counts))
     for start in range(0, n, per_chunk):
         count = min(per_chunk, n - start)
-        lines = generator.multinomial(seeds, np.full(seeds, 1 / seeds), count) @ table / seeds
-        weights = generator.multinomial(questions, np.full(questions, 1 / questions), count) / questions
+        lines = generator.multinomial(seeds, np.full(seeds, 1 / seeds), count) @ columns / seeds
+        weights = generator.multinomial(questions, counts / questions, count) / questions
         means[start : start + count] = (lines * weights).sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(table.mean()), "low": float(low), "high": float(high)}
@@ -49,7 +52,8 @@ def paired_bootstrap(
     """Mean of `b - a` with its 95% percentile interval; entry i of both speaks of the same question.
 
     Returns {mean, low, high}. Efron & Tibshirani 1993, chapter 13; questions are drawn with replacement, both
-    models together, so what makes a question hard for both cancels.
+    models together, so what makes a question hard for both cancels. Equal differences are drawn as one: how often each
+    value comes is all that a mean depends on.
 
     Example: `paired_bootstrap([0, 0, 1], [1, 1, 1])["mean"]` is 2/3.
 
@@ -59,12 +63,13 @@ def paired_bootstrap(
     if len(a) != len(b) or not len(a):
         raise ValueError(f"a paired bootstrap needs the same rows twice; got {len(a)} and {len(b)} of them")
     difference = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    values, counts = np.unique(difference, return_counts=True)
     generator = np.random.default_rng(seed)
     size = len(difference)
     means = np.empty(n)
-    per_chunk = max(1, _CHUNK // size)
+    per_chunk = max(1, _CHUNK // len(values))
     for start in range(0, n, per_chunk):
         stop = min(start + per_chunk, n)
-        means[start:stop] = difference[generator.integers(0, size, (stop - start, size))].mean(axis=1)
+        means[start:stop] = generator.multinomial(size, counts / size, stop - start) @ values / size
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}

@@ -9,7 +9,7 @@ non-empty part of them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmreason.evaluate.rows import EvalRow, judge, mean
@@ -28,26 +28,37 @@ def evaluate_rows(
 def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
     """The block that `eval.json` holds for a stage.
 
-    Keys: overall, by_modality, by_problem_type, by_kind, by_source (name -> measures; DATA/SOURCE where the
-    rows of a data source name their own), by_difficulty (a list of measures with lo and hi).
+    Keys: overall, by_group, by_modality, by_problem_type, by_kind, by_source (name -> measures; see `parts`),
+    by_difficulty (a list of measures with lo and hi).
     """
-
     blind = blind_scores(rows)
-
-    def split(key: Callable[[EvalRow], str]) -> dict[str, Any]:
-        parts: dict[str, list[EvalRow]] = defaultdict(list)
-        for row in rows:
-            parts[key(row)].append(row)
-        return {name: measures(parts[name], blind) for name in sorted(parts)}
-
     return {
         "overall": measures(rows, blind),
-        "by_modality": split(lambda r: r.modality),
-        "by_problem_type": split(lambda r: r.problem_type),
-        "by_kind": split(lambda r: r.kind),
-        "by_source": split(lambda r: f"{r.source}/{r.origin}" if r.origin else r.source),
+        **{
+            f"by_{key}": {name: measures(part, blind) for name, part in parts(rows, key).items()}
+            for key in ("group", "modality", "problem_type", "kind", "source")
+        },
         "by_difficulty": [{"lo": lo, "hi": hi, **measures(part, blind)} for lo, hi, part in thirds(rows)],
     }
+
+
+def parts(rows: Sequence[EvalRow], key: str) -> dict[str, list[EvalRow]]:
+    """The rows by one of their properties, names in order; rows of no group are in none.
+
+    A source is a source of the recipe's `data`; DATA/SOURCE where its rows name several of their own.
+    """
+    origins: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        origins[row.source].add(row.origin)
+
+    def name(row: EvalRow) -> str:
+        mixed = key == "source" and row.origin and len(origins[row.source]) > 1
+        return f"{row.source}/{row.origin}" if mixed else str(getattr(row, key))
+
+    out: dict[str, list[EvalRow]] = defaultdict(list)
+    for row in rows:
+        out[name(row)].append(row)
+    return {name: out[name] for name in sorted(out) if name}
 
 
 def measures(rows: Sequence[EvalRow], blind: Mapping[tuple[str, str], float]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mmreason.data.worlds import group_of
 from mmreason.rewards import hedge, soft_score, strict_format, think_body, verify
 from mmreason.types import Group, Rendered, Sample, Trajectory
 
@@ -45,16 +46,21 @@ class EvalRow:
     media: tuple[Mapping[str, Any], ...] = ()  # {"kind", "path", "root"} each
     evidence: tuple[Mapping[str, Any], ...] = ()
     origin: str = ""  # the row's own `source` column; "" where it has none
+    group: str = (
+        ""  # the row's own `group` column, or the world's group of kinds: "primitive", "compositional"
+    )
 
 
 def judge(sample: Sample, completion: str, length: int) -> EvalRow:
     """Verify one completion of `length` tokens and keep all that a reader needs to see why."""
+    columns = sample.columns
+    kind, origin = str(columns.get("kind") or sample.problem_type), str(columns.get("source") or "")
     return EvalRow(
         id=sample.id,
         source=sample.source,
         modality=sample.modality,
         problem_type=sample.problem_type,
-        kind=str(sample.columns.get("kind") or sample.problem_type),
+        kind=kind,
         difficulty=sample.difficulty,
         question=question_text(sample),
         options=sample.options,
@@ -68,7 +74,8 @@ def judge(sample: Sample, completion: str, length: int) -> EvalRow:
         length=length,
         media=tuple(media_json(sample)),
         evidence=sample.evidence,
-        origin=str(sample.columns.get("source") or ""),
+        origin=origin,
+        group=str(columns.get("group") or group_of(origin, kind)),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmreason.evaluate.bootstrap import paired_bootstrap
-from mmreason.evaluate.measures import summarise
+from mmreason.evaluate.measures import parts, summarise
 from mmreason.evaluate.roots import by_root, located, read_roots
 from mmreason.evaluate.rows import EvalRow, read_rows, write_rows
 
@@ -71,25 +71,23 @@ def compare(before: Sequence[EvalRow], after: Sequence[EvalRow], seed: int = 0) 
     """Accuracy of `after` minus `before` on the questions that both answered, with the paired bootstrap
     interval.
 
-    Returns {overall: {mean, low, high, n}, by_problem_type: {name: the same}, by_modality: {name: the same}}.
+    Returns {overall: {mean, low, high, n}}, and by_group, by_modality, by_problem_type, by_source: {name: the same}.
     """
-    known = {(r.source, r.id): r.correct for r in before if r.correct is not None}
-    pairs = [
-        (known[r.source, r.id], r.correct, r)
-        for r in after
-        if (r.source, r.id) in known and r.correct is not None
-    ]
+    was, now = (
+        {(r.source, r.id): r.correct for r in rows if r.correct is not None} for rows in (before, after)
+    )
+    known = was.keys() & now.keys()
+    both = [r for r in after if (r.source, r.id) in known]
 
-    def difference(chosen: Sequence[tuple[float, float, EvalRow]]) -> dict[str, float]:
-        a, b = [p[0] for p in chosen], [p[1] for p in chosen]
+    def difference(chosen: Sequence[EvalRow]) -> dict[str, float]:
+        a, b = ([said[r.source, r.id] for r in chosen] for said in (was, now))
         return {**paired_bootstrap(a, b, seed=seed), "n": len(chosen)}
 
-    if not pairs:
+    if not both:
         return {}
-    out: dict[str, Any] = {"overall": difference(pairs)}
-    for key in ("problem_type", "modality"):
-        names = sorted({getattr(p[2], key) for p in pairs})
-        out[f"by_{key}"] = {n: difference([p for p in pairs if getattr(p[2], key) == n]) for n in names}
+    out: dict[str, Any] = {"overall": difference(both)}
+    for key in ("group", "modality", "problem_type", "source"):
+        out[f"by_{key}"] = {name: difference(part) for name, part in parts(both, key).items()}
     return out
 
 

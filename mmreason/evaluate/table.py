@@ -12,6 +12,8 @@ from rich.text import Text
 
 from mmreason.evaluate.ablate import LETTERS, ablation_lines
 
+SLICES = ("by_group", "by_modality", "by_source")
+
 
 def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questions") -> Table:
     """A rich table of `eval.json`'s content: a column a stage, a row a slice; accuracies in percent.
@@ -34,10 +36,10 @@ def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questi
     for name, line in zip(("  gain", "  95% interval", "  against"), zip(*gains, strict=True), strict=True):
         out.add_row(name, "", "", *line)
     out.add_section()
-    for key in ("by_modality", "by_problem_type"):
-        if key == "by_problem_type" or len(last[key]) > 1:
+    for key in (*SLICES, "by_problem_type"):
+        if key == "by_problem_type" or len(last.get(key, ())) > 1:
             for name, block in last[key].items():
-                _row(out, name, block, [stored[s][key].get(name) for s in stages])
+                _row(out, name, block, [stored[s].get(key, {}).get(name) for s in stages])
             out.add_section()
     words = ("easy", "middle", "hard") if len(last["by_difficulty"]) == 3 else ("part 1", "part 2")
     for i, block in enumerate(last["by_difficulty"]):
@@ -54,6 +56,26 @@ def table(stored: Mapping[str, Mapping[str, Any]], title: str = "Held-out questi
         ("tokens", "mean_length", 1, 1),
     ):
         out.add_row(name, "", "", *[_number(block.get(key), scale, digits) for block in overall])
+    return out
+
+
+def gain_table(stored: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Each stage's gain in each group, modality and source, in points with its 95% interval; None of one of each."""
+    stages = [(s, parent) for s in stored if (parent := parent_of(stored, s))]
+    deltas = [stored[s].get("deltas", {}).get(parent, {}) for s, parent in stages]
+    keys = [key for key in SLICES if any(len(delta.get(key, ())) > 1 for delta in deltas)]
+    if not keys:
+        return None
+    title = "Gains, points of accuracy [95% interval]"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    out.add_column("questions", no_wrap=True)
+    for stage, parent in stages:
+        out.add_column(f"{stage} on {parent}", justify="right")
+    for key in keys:
+        out.add_section()
+        names = dict.fromkeys(name for delta in deltas for name in delta.get(key, ()))
+        for name in names:
+            out.add_row(name, *[_change(delta.get(key, {}).get(name)) for delta in deltas])
     return out
 
 
@@ -108,9 +130,21 @@ def _gain(stored: Mapping[str, Mapping[str, Any]], stage: str) -> tuple[Text, Te
     delta = stored[stage].get("deltas", {}).get(parent, {}).get("overall") if parent else None
     if not delta or not parent:
         return Text(), Text(), Text()
-    style = "green" if delta["low"] > 0 else "red" if delta["high"] < 0 else "yellow"
     mean, low, high = (100 * delta[k] for k in ("mean", "low", "high"))
+    style = _style(delta)
     return Text(f"{mean:+.1f}", style), Text(f"{low:+.1f}..{high:+.1f}", style), Text(parent, "dim")
+
+
+def _change(delta: Mapping[str, float] | None) -> Text:
+    """`+5.8 [2.5, 9.2]`; empty where no question was answered twice."""
+    if not delta:
+        return Text()
+    mean, low, high = (100 * delta[k] for k in ("mean", "low", "high"))
+    return Text(f"{mean:+.1f} [{low:.1f},\u00a0{high:.1f}]", _style(delta))
+
+
+def _style(delta: Mapping[str, float]) -> str:
+    return "green" if delta["low"] > 0 else "red" if delta["high"] < 0 else "yellow"
 
 
 def _number(value: float | None, scale: float, digits: int) -> str:

@@ -19,7 +19,15 @@ from mmreason.report.curves import stage_curves
 from mmreason.report.gallery import OUTCOMES, cards
 from mmreason.report.load import Run, load_run
 from mmreason.report.rollouts import rollout_groups
-from mmreason.report.slices import accuracy_grids, deprived, forms, habits, relettered, thinking_charts
+from mmreason.report.slices import (
+    accuracy_grids,
+    deprived,
+    forms,
+    habits,
+    relettered,
+    slices,
+    thinking_charts,
+)
 from mmreason.report.verdict import cost, findings, headline, stage_colours, stage_label
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,6 +84,7 @@ def _content(run: Run) -> dict[str, Any]:
         "findings": findings(run),
         "legend": [(colours[name], stage_label(run, name)) for name in run.evaluation],
         "grids": accuracy_grids(run),
+        "slices": slices(run),
         "forms": forms(run),
         "habits": habits(run),
         "thinking": thinking_charts(run),

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmreason.evaluate import LETTERS, EvalRow, ablation_lines, blind_scores, measures, thirds
+from mmreason.evaluate import LETTERS, SLICES, EvalRow, ablation_lines, blind_scores, measures, thirds
 from mmreason.report.load import Run
 from mmreason.report.svg import Series, line_chart
 from mmreason.report.verdict import stage_colours, stage_label
@@ -37,10 +37,10 @@ class Grid:
 
 
 def accuracy_grids(run: Run) -> list[Grid]:
-    """Modality x difficulty where there is more than one modality, then problem type x difficulty."""
+    """Group and modality x difficulty where there is more than one of them, then problem type x difficulty."""
     grids = []
-    for title, key in (("Modality", "modality"), ("Problem type", "problem_type")):
-        names = sorted({getattr(row, key) for rows in run.rows.values() for row in rows})
+    for title, key in (("Group", "group"), ("Modality", "modality"), ("Problem type", "problem_type")):
+        names = sorted({getattr(row, key) for rows in run.rows.values() for row in rows} - {""})
         if names and (key == "problem_type" or len(names) > 1):
             grids.append(_grid(run, title, key, names))
     return grids
@@ -77,6 +77,37 @@ def _cell(run: Run, key: str, name: str, ids: set[tuple[str, str]] | None) -> Ce
 
 def _third(index: int, parts: int) -> str:
     return THIRDS[index] if parts == 3 else f"part {index + 1}"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the held-out questions; for each stage its accuracy, and its gain over the stage it started from."""
+
+    name: str
+    n: int
+    chance: float | None
+    cells: list[tuple[str, float | None, str]]  # (stage, accuracy, "+5.8 (+2.5 to +9.2)")
+
+
+def slices(run: Run) -> list[tuple[str, list[Slice]]]:
+    """(title, lines) by group, modality and data source, where there is more than one of them."""
+    last = run.evaluation[run.line[-1]] if run.line else {}
+    out = []
+    for key in SLICES:
+        if len(last.get(key, ())) > 1:
+            title = key.removeprefix("by_").capitalize()
+            out.append((title, [_slice(run, key, name, block) for name, block in last[key].items()]))
+    return out
+
+
+def _slice(run: Run, key: str, name: str, block: dict[str, Any]) -> Slice:
+    cells = []
+    for stage, said in run.evaluation.items():
+        parent = run.parent(stage)
+        delta = run.difference(parent, stage).get(key, {}).get(name) if parent else None
+        accuracy = said.get(key, {}).get(name, {}).get("accuracy")
+        cells.append((stage_label(run, stage), accuracy, interval(delta) if delta else ""))
+    return Slice(name, block["n"], block["chance"], cells)
 
 
 @dataclass(frozen=True)

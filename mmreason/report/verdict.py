@@ -174,11 +174,27 @@ def _sentences(run: Run, line: list[str], overall: Mapping[str, Any]) -> list[tu
             )
             word = "ahead of" if delta["low"] > 0 else "behind" if delta["high"] < 0 else "level with"
             out.append((_level(delta), f"{last} ends {word} its rival {rival}: {interval(delta)} points"))
+    out += _groups(run, line)
     chance = overall[last].get("chance")
     if chance is not None:
         ahead = overall[last]["accuracy"] - chance
         where = f"{points(abs(ahead))[1:]} points {'above' if ahead >= 0 else 'below'} chance"
         out.append(("good" if ahead > 0.05 else "bad", f"{last} ends {where}"))
+    return out
+
+
+def _groups(run: Run, line: list[str]) -> list[tuple[Level, str]]:
+    """Where the questions are of several groups (primitive, compositional), a sentence on each."""
+    last, parent = run.evaluation[line[-1]].get("by_group") or {}, run.parent(line[-1])
+    deltas = run.difference(parent, line[-1]).get("by_group", {}) if parent else {}
+    out: list[tuple[Level, str]] = []
+    for name, block in last.items() if len(last) > 1 else ():
+        stages = [run.evaluation[stage].get("by_group", {}).get(name, {}) for stage in line]
+        path = ARROW.join(percent(stage.get("accuracy"), 0) for stage in stages)
+        level: Level = _level(deltas[name]) if name in deltas else "unsure"
+        out.append(
+            (level, f"{name}: {path} of {plural(block['n'], 'question')}, chance {percent(block['chance'])}")
+        )
     return out
 
 
@@ -369,7 +385,7 @@ def _answers(run: Run, name: str) -> list[Finding]:
         detail = f"they reached eval.max_completion_length = {most}"
         out.append(Finding("unsure", f"{name}: {plural(cut, 'held-out answer')} cut off", detail))
     deltas = run.difference(parent, name) if parent else {}
-    for part in ("by_problem_type", "by_modality"):
+    for part in ("by_group", "by_problem_type", "by_modality"):
         for kind, delta in deltas.get(part, {}).items():
             if delta["high"] < 0:
                 out.append(

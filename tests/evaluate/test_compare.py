@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from mmreason.evaluate import (
     compare,
     crossed_bootstrap,
     evaluate,
+    gain_table,
     limit_evenly,
     paired_bootstrap,
     read_eval,
@@ -124,6 +126,49 @@ def test_table_shows_chance_and_the_gain_over_the_parent(tmp_path):
     assert "100.0" in text and text.count("+50.0") == 2 and text.count("+5.0") == 1
     assert "easy 0.00-1.20" in text and "hedging" in text
     assert table({}).row_count == 0
+
+
+def test_gains_are_paired_inside_each_group_modality_and_source(tmp_path):
+    """Ten compositional pictures gain half, ten compositional sounds nothing, ten primitive pictures lose a fifth."""
+    asked = [
+        row(i, 1.0, group=group, modality=modality, source=f"{group}_{modality}")
+        for group, modality in (
+            ("compositional", "image"),
+            ("compositional", "audio"),
+            ("primitive", "image"),
+        )
+        for i in range(10)
+    ]
+    after = [replace(r, correct=float(not (i >= 20 and i % 5 == 0))) for i, r in enumerate(asked)]
+    save_stage(tmp_path, "sft", [replace(r, correct=float(i >= 10 or i % 2)) for i, r in enumerate(asked)])
+    save_stage(tmp_path, "grpo", after, parent="sft")
+    stored = read_eval(tmp_path)
+    delta = stored["grpo"]["deltas"]["sft"]
+    gains = {
+        k: {name: d["mean"] for name, d in delta[k].items()} for k in ("by_group", "by_modality", "by_source")
+    }
+    assert gains["by_group"] == {"compositional": pytest.approx(0.25), "primitive": pytest.approx(-0.2)}
+    assert gains["by_modality"] == {"audio": 0.0, "image": pytest.approx(0.15)}
+    assert gains["by_source"] == {
+        "compositional_audio": 0.0,
+        "compositional_image": 0.5,
+        "primitive_image": pytest.approx(-0.2),
+    }
+    assert (
+        delta["by_source"]["compositional_image"]["low"]
+        > 0.0
+        == delta["by_source"]["compositional_audio"]["high"]
+    )
+    console = Console(width=80, record=True, file=open(tmp_path / "out", "w"))
+    console.print(table(stored))
+    console.print(gain_table(stored))
+    text = console.export_text()
+    assert text.count("compositional_image") == 2 and "grpo on sft" in text
+    assert "+25.0 [" in text and "-20.0 [" in text and "+0.0 [0.0,\u00a00.0]" in text
+    one = tmp_path / "one"
+    save_stage(one, "before", [row(0, 0.0)])
+    save_stage(one, "sft", [row(0, 1.0)])
+    assert gain_table(read_eval(one)) is None  # the main table says it all
 
 
 def samples(count: int, source: str = "s") -> list[Sample]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from mmreason.data.worlds import WORLDS
 from mmreason.evaluate import chance_rate, evaluate_rows, judge, summarise, thirds
 from mmreason.types import MediumRef, Message, Part, Sample
 
@@ -61,6 +62,27 @@ def test_rows_that_name_their_own_source_are_measured_by_it():
     assert found == {"s": 1.0, "s/clevr": 0.0, "s/star": 1.0}
     named = sample(0, "cat", "text")
     assert judge(replace(named, columns={"source": "clevr"}), said("cat"), 4).origin == "clevr"
+
+
+def test_a_source_whose_rows_all_name_the_same_origin_keeps_its_own_name():
+    rows = [replace(judge(sample(i, "cat", "text"), said("cat"), 4), origin="image") for i in range(2)]
+    assert list(summarise(rows)["by_source"]) == ["s"]
+
+
+def test_rows_are_measured_by_the_group_of_their_kind():
+    def asked(number: int, **columns: str) -> Sample:
+        return replace(sample(number, "cat", "text"), columns=columns)
+
+    world = {name: WORLDS["video"].groups[name][0] for name in ("primitive", "compositional")}
+    rows = [
+        judge(asked(0, source="video", kind=world["primitive"]), said("cat"), 4),
+        judge(asked(1, source="video", kind=world["compositional"]), said("dog"), 4),
+        judge(asked(2, source="mine", kind="count", group="compositional"), said("cat"), 4),
+        judge(asked(3, source="mine", kind="count"), said("cat"), 4),
+    ]
+    assert [row.group for row in rows] == ["primitive", "compositional", "compositional", ""]
+    found = {name: (block["n"], block["accuracy"]) for name, block in summarise(rows)["by_group"].items()}
+    assert found == {"compositional": (2, 0.5), "primitive": (1, 1.0)}
 
 
 def test_a_row_keeps_what_a_reader_needs_and_unverifiable_rows_do_not_count():

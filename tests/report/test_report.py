@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -16,6 +17,7 @@ from mmreason.report import write_report
 from mmreason.report.curves import stage_curves
 from mmreason.report.gallery import pieces, spread
 from mmreason.report.load import load_run
+from mmreason.report.slices import accuracy_grids, slices
 from mmreason.report.svg import Series, line_chart, shorten, smoothed, ticks
 from mmreason.report.verdict import cost, findings, headline
 from tests.report.synthetic import ATTACK, make_run
@@ -148,6 +150,39 @@ def test_everything_wrong_is_named(trouble):
         assert words in found, words
     assert "Nothing." not in trouble[1]
     assert headline(run).title.startswith(("It learned, but", "It got worse", "No measurable"))
+
+
+def test_groups_and_sources_are_told_apart(tmp_path):
+    """Questions of two groups from two sources: how each stage does on each, and what it gained there."""
+    folder = make_run(tmp_path / "run", questions=60, steps=5)
+    for stage, block in list(load_run(folder).evaluation.items()):
+        rows = [
+            replace(r, group="primitive" if r.kind == "first" else "compositional", source=f"test_{r.kind}")
+            for r in load_run(folder).rows[stage]
+        ]
+        if stage == "grpo":
+            rows = [replace(r, correct=0.0 if r.group == "primitive" else r.correct) for r in rows]
+        save_stage(folder, stage, rows, parent=block["parent"])
+    run = load_run(folder)
+    assert [grid.title for grid in accuracy_grids(run)] == ["Group", "Problem type"]
+    found = {title: {line.name: line for line in lines} for title, lines in slices(run)}
+    assert {title: list(lines) for title, lines in found.items()} == {
+        "Group": ["compositional", "primitive"],
+        "Source": ["test_count", "test_first", "test_seen"],
+    }
+    line = found["Group"]["primitive"]
+    stages = ["before training", "sft", "grpo", "sft_longer (rival of grpo)"]
+    assert line.n == 20 and [stage for stage, _, _ in line.cells] == stages
+    _, accuracy, gain = line.cells[2]
+    lost = run.evaluation["sft"]["by_group"]["primitive"]["accuracy"]
+    assert accuracy == 0.0 and gain.startswith(f"\u2212{100 * lost:.1f} (\u2212")
+    assert "grpo: primitive got worse" in [f.title for f in findings(run)]
+    level, sentence = next(s for s in headline(run).sentences if s[1].startswith("primitive: "))
+    assert level == "bad" and sentence.endswith(f"{lost:.0%} \u2192 0% of 20 questions, chance 30.0%"), (
+        sentence
+    )
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "Part by part" in text and "test first" in text and gain in text
 
 
 def rewrite(folder, name: str, accuracy: list[float]) -> None:

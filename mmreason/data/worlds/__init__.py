@@ -29,7 +29,7 @@ from mmreason.data.worlds.rows import (
 )
 from mmreason.types import MediaKind
 
-__all__ = ["WORLDS", "make_world", "read_settings", "world_settings"]
+__all__ = ["WORLDS", "group_of", "make_world", "read_settings", "world_settings"]
 
 WORLDS: dict[str, World] = {
     w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD, av.WORLD, spoken.WORLD)
@@ -37,6 +37,15 @@ WORLDS: dict[str, World] = {
 FILES_PER_SHARD = 4096
 SHARD_NAMES: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audios"}
 ROWS, SETTINGS = "rows.jsonl", "world.json"
+
+
+def group_of(world: str, kind: str) -> str:
+    """The group of kinds that a world's kind of question is in: "primitive", "compositional"; "" where none knows it.
+
+    Example: `group_of("image", "count")` is "primitive".
+    """
+    groups = WORLDS[world].groups if world in WORLDS else {}
+    return next((name for name, kinds in groups.items() if kind in kinds), "")
 
 
 def _expand(world: World, kinds: Sequence[str]) -> tuple[str, ...]:
