@@ -16,6 +16,7 @@ import torch
 import yaml
 from rich.table import Table
 
+from mmreason.cli.compare_stages import stage_gains
 from mmreason.evaluate import EvalRow, crossed_bootstrap, read_eval, stage_rows
 from mmreason.recipe import dump_recipe, load_recipe
 from mmreason.report import write_report
@@ -180,7 +181,10 @@ def collect(cells: Sequence[Cell]) -> dict[str, Any]:
     }
     summaries[names[0]]["difference"] = None
     for name in names:
-        summaries[name]["budget"] = budget(next(c.recipe for c in cells if c.name == name))
+        own = [cell for cell in cells if cell.name == name]
+        branches = [stage.name for stage in own[0].recipe.stages if stage.branch]
+        summaries[name]["budget"] = budget(own[0].recipe)
+        summaries[name]["stages"] = stage_gains([cell.folder for cell in own], branches)
     return {"runs": runs, "recipes": summaries}
 
 

@@ -59,10 +59,14 @@ def compare(
 ) -> None:
     """Run several recipes with several seeds under one budget, and put them into one table; goes on after a kill."""
     from mmreason.cli.compare import compare_recipes, comparison_table
+    from mmreason.cli.compare_stages import stage_tables
 
     with json_only(json):
         result = compare_recipes(recipes, seeds, out, set_ or [], any_budget=any_budget, tell=show)
         show(comparison_table(result))
+        for name, summary in result["recipes"].items():
+            for table in stage_tables(name, summary["n"], summary["stages"]):
+                show(table)
     emit(json, result)
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from mmreason.cli import app
 from mmreason.cli import compare as module
 from mmreason.cli.compare import Cell, budget, collect, compare_recipes, comparison_table, finished, plan
+from mmreason.cli.compare_stages import stage_tables
 from mmreason.evaluate import EvalRow, save_stage
 from mmreason.recipe import dump_recipe
 from mmreason.train import folder
@@ -139,15 +141,12 @@ def test_a_budget_counts_rows_of_the_main_line() -> None:
 # --- numbers
 
 
-def stored(
-    tmp_path: Path, name: str, seed: int, right: list[int], minutes: float, source: str = "test"
-) -> Cell:
-    """A finished run whose answers to ten questions are right where `right` says."""
-    recipe = small.recipe(tmp_path / f"{name}-{seed}", stages=[TINY])
-    rows = [
+def questions() -> list[EvalRow]:
+    """Ten held-out questions, each answered wrong."""
+    return [
         EvalRow(
             id=f"t:{i}",
-            source=source,
+            source="test",
             modality="image",
             problem_type="numeric",
             kind="count",
@@ -156,8 +155,8 @@ def stored(
             options=(),
             solution="2",
             completion="2",
-            correct=float(i in right),
-            soft=float(i in right),
+            correct=0.0,
+            soft=0.0,
             think=True,
             format=1.0,
             hedge=None,
@@ -165,6 +164,14 @@ def stored(
         )  # fmt: skip
         for i in range(10)
     ]
+
+
+def stored(
+    tmp_path: Path, name: str, seed: int, right: list[int], minutes: float, source: str = "test"
+) -> Cell:
+    """A finished run whose answers to ten questions are right where `right` says."""
+    recipe = small.recipe(tmp_path / f"{name}-{seed}", stages=[TINY])
+    rows = [replace(r, source=source, correct=float(i in right)) for i, r in enumerate(questions())]
     save_stage(Path(recipe.output_dir), "sft", rows)
     timing = {"stages": {"sft": 60 * minutes}, "total_s": 1e6, "peak_memory_bytes": 5}
     (Path(recipe.output_dir) / "timing.json").write_text(json.dumps(timing))
@@ -192,6 +199,48 @@ def test_mean_spread_and_paired_difference_by_hand(tmp_path: Path) -> None:
     text = console.export_text()
     for words in ("30.0%", "14.1", "20.0% to 40.0%", "against a", "+20.0", "1.5", "10 held-out questions"):
         assert words in text
+
+
+def test_what_each_stage_gains_over_the_seeds_by_hand(tmp_path: Path) -> None:
+    """Of ten questions, five in each of two groups: GRPO gains one or two of the first group, and never the second."""
+    stages = [
+        TINY,
+        {**small.GRPO, "name": "grpo"},
+        TINY | {"name": "rival", "branch": True, "init_from": "sft"},
+    ]
+    right = {"sft": ([0, 5], [0, 5]), "grpo": ([0, 1, 5], [0, 1, 2, 5]), "rival": ([0], [0, 5])}
+    cells = []
+    for seed in (0, 1):
+        recipe = small.recipe(tmp_path / f"a-{seed}", stages=stages)
+        for stage, parent in (("sft", None), ("grpo", "sft"), ("rival", "sft")):
+            rows = [
+                replace(r, correct=float(i in right[stage][seed]), group="easy" if i < 5 else "hard")
+                for i, r in enumerate(questions())
+            ]
+            save_stage(Path(recipe.output_dir), stage, rows, parent=parent)
+        timing = {"stages": {}, "total_s": 1.0, "peak_memory_bytes": 5}
+        (Path(recipe.output_dir) / "timing.json").write_text(json.dumps(timing))
+        cells.append(Cell("a", seed, recipe))
+    lines = {line["name"]: line for line in collect(cells)["recipes"]["a"]["stages"]}
+    assert list(lines) == ["overall", "easy", "hard"] and [line["n"] for line in lines.values()] == [10, 5, 5]
+    assert lines["overall"]["accuracy"] == pytest.approx({"sft": 0.2, "grpo": 0.35, "rival": 0.15})
+    gains = lines["easy"]["gains"]
+    assert list(gains) == ["grpo on sft", "rival on sft", "grpo on rival"]
+    assert gains["grpo on sft"]["mean"] == pytest.approx(0.3)
+    assert gains["grpo on sft"]["by_seed"] == pytest.approx([0.2, 0.4])
+    assert 0.0 <= gains["grpo on sft"]["low"] < 0.3 < gains["grpo on sft"]["high"] <= 1.0
+    assert lines["hard"]["gains"]["grpo on sft"] == {
+        "mean": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "by_seed": [0.0, 0.0],
+    }
+    assert lines["hard"]["gains"]["grpo on rival"]["by_seed"] == pytest.approx([0.2, 0.0])
+    console = Console(width=100, record=True, file=open(tmp_path / "out", "w"))
+    for made in stage_tables("a", 2, list(lines.values())):
+        console.print(made)
+    text = " ".join(console.export_text().split())  # a title folds to its table's width
+    assert "mean of 2 seeds" in text and "+30.0 [" in text and "interval over questions and seeds" in text
 
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path: Path) -> None:
