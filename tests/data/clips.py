@@ -79,3 +79,15 @@ def wav(values: np.ndarray, rate: int = 16_000) -> bytes:
     form = struct.pack("<HHIIHH", kind, channels, rate, rate * channels * width, channels * width, 8 * width)
     chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(body)) + body
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+def encoded(sound: np.ndarray, suffix: str, codec: str, *, rate: int = 16_000) -> bytes:
+    """A file of `sound` float32 [S] in any container and codec that FFmpeg writes: `encoded(wave, "adts", "aac")`."""
+    out = BytesIO()
+    with av.open(out, "w", format=suffix) as container:
+        track = container.add_stream(codec, rate=rate, layout="mono")
+        samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        samples.sample_rate, samples.pts = rate, 0
+        container.mux(track.encode(samples))
+        container.mux(track.encode())
+    return out.getvalue()

@@ -11,7 +11,7 @@ import pytest
 
 from mmreason.data.media import MediaError, MediaLimits, check, decode
 from mmreason.types import MediumRef
-from tests.data.clips import mp4, tone, wav
+from tests.data.clips import encoded, mp4, tone, wav
 
 LIMITS = MediaLimits()
 
@@ -57,6 +57,30 @@ def test_the_sound_track_of_a_video_is_on_its_clock() -> None:
         loud = np.flatnonzero(np.abs(got) > 0.1)
         assert abs(loud[0] - 16_000) < 160
         assert np.abs(got - wave)[17_000:63_000].max() < 0.02
+
+
+def test_files_that_do_not_know_their_length_are_whole() -> None:
+    """ADTS has no header, so FFmpeg guesses from its quiet beginning: minutes; AIFF's counts samples, not packets."""
+    noise = np.random.default_rng(0).normal(0, 0.2, 128_000).clip(-1, 1).astype(np.float32)
+    noise[:64_000] = 0  # eight seconds, the first four silent
+    for suffix, codec in (("adts", "aac"), ("aiff", "pcm_s16be")):
+        content = encoded(noise, suffix, codec)
+        got = heard(content, replace(LIMITS, max_media_seconds=9.0))
+        assert len(got) == pytest.approx(128_000, abs=2048)
+        assert check(MediumRef("audio", "", content=content), LIMITS).seconds == pytest.approx(8.0, abs=0.13)
+
+
+@pytest.mark.parametrize("told", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_is_whole(told: int) -> None:
+    """Who writes to a pipe cannot go back to write the length, and leaves there what he began with."""
+    values = np.random.default_rng(0).integers(-3000, 3000, 32_001, dtype=np.int16)
+    whole = wav(values)
+    at = whole.index(b"data") + 4
+    got = heard(whole[:at] + told.to_bytes(4, "little") + whole[at + 4 :])
+    assert np.array_equal(got, values / np.float32(32768))
+    torn = MediumRef("audio", "", content=whole[: len(whole) // 2])
+    with pytest.raises(MediaError, match="torn"):  # where the length is told, it counts
+        decode(torn, LIMITS)
 
 
 def test_clipped_sound_is_taken_as_it_is() -> None:

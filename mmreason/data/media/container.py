@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +16,7 @@ from mmreason.data.media.limits import MediaError, MediaLimits
 Kind = Literal["video", "audio"]
 MISSING = {"video": "no video stream", "audio": "no sound track"}
 MICROSECOND = 1e-6
+PIPED = 0x7FFFF000  # bytes from which on a WAV's length is no length
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
     Raises:
         MediaError: it has none.
     """
-    with av.open(BytesIO(data), metadata_errors="ignore") as container:
+    with av.open(BytesIO(_sized(data)), metadata_errors="ignore") as container:
         streams = getattr(container.streams, kind)
         if not streams:
             held = sorted({stream.type for stream in container.streams}) or ["nothing"]
@@ -33,6 +34,23 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
                 f"{name}: got {MISSING[kind]}, only {', '.join(held)}; give a file with {kind}, or remove its row"
             )
         yield container, streams[0]
+
+
+def _sized(data: bytes) -> bytes:
+    """A WAV that was written to a pipe says that it holds nothing, or 2 GB or more: the same with its true length.
+
+    FFmpeg would take its last samples for torn. Any other file is returned as it is.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return data
+    at = 12
+    while at + 8 <= len(data) and data[at : at + 4] != b"data":
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        at += at % 2
+    size, held = int.from_bytes(data[at + 4 : at + 8], "little"), len(data) - at - 8
+    if held <= 0 or 0 < size < PIPED:
+        return data
+    return data[: at + 4] + held.to_bytes(4, "little") + data[at + 8 :]
 
 
 @dataclass(frozen=True)
@@ -59,8 +77,7 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
     Raises:
         MediaError: it is longer than allowed, shorter than it says, or holds nothing.
     """
-    claimed = _claimed(container, stream, name, limits)
-    packets, last = [], 0.0
+    claimed, packets, last = _claimed(container, stream), [], 0.0
     for packet in container.demux():
         if not packet.size:
             continue
@@ -71,9 +88,13 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
     if not spans:
         raise MediaError(f"{name}: got {MISSING[stream.type]} with a packet that is shown; remove its row")
     times, end = sorted(start for start, _ in spans), max(end for _, end in spans)
-    torn = any(p.is_corrupt for p in packets) or len(packets) + 1 < 0.98 * stream.frames
+    least = 0.0 if _guessed(stream, packets, claimed) else within(claimed, name, limits)
+    promised = (
+        0 if stream.codec_context.name.startswith("pcm_") else stream.frames
+    )  # AIFF counts samples there
+    torn = any(p.is_corrupt for p in packets) or len(packets) + 1 < 0.98 * promised
     there = last if stream.duration is None else end
-    if torn or there < 0.95 * claimed - 0.1:
+    if torn or there < 0.95 * least - 0.1:
         raise MediaError(
             f"{name}: the {stream.type} is torn: its header promises {stream.frames or 'unnumbered'} packets in "
             f"{claimed:.2f} s, the file holds {len(packets)} in {there:.2f} s; get the whole file or remove its row"
@@ -90,13 +111,21 @@ def _span(container: Any, packet: Any) -> tuple[float, float]:
     return start * tick - zero, (start + (packet.duration or 0)) * tick - zero
 
 
-def _claimed(container: Any, stream: Any, name: str, limits: MediaLimits) -> float:
+def _claimed(container: Any, stream: Any) -> float:
     """Seconds that the header tells, 0 where it tells none."""
     if stream.duration is not None:
-        seconds = float(stream.duration * stream.time_base)
-    else:
-        seconds = (container.duration or 0) * MICROSECOND
-    return within(seconds, name, limits)
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) * MICROSECOND
+
+
+def _guessed(stream: Any, packets: Sequence[Any], claimed: float) -> bool:
+    """Whether a length is only what the file's bytes last at the bit rate of its beginning.
+
+    So FFmpeg guesses where no header tells one (ADTS, MP3 without Xing's): no byte is missing then, and a quiet beginning
+    makes hours of minutes.
+    """
+    seconds = 8 * sum(p.size for p in packets) / stream.bit_rate if stream.bit_rate else 0.0
+    return abs(seconds - claimed) <= 0.02 * claimed
 
 
 def within(seconds: float, name: str, limits: MediaLimits) -> float:
