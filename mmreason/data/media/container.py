@@ -121,8 +121,8 @@ def _claimed(container: Any, stream: Any) -> float:
 def _guessed(stream: Any, packets: Sequence[Any], claimed: float) -> bool:
     """Whether a length is only what the file's bytes last at the bit rate of its beginning.
 
-    So FFmpeg guesses where no header tells one (ADTS, MP3 without Xing's): no byte is missing then, and a quiet beginning
-    makes hours of minutes.
+    So FFmpeg guesses where no header tells one (ADTS, MP3 without Xing's): then no byte is missing, and a quiet
+    beginning makes hours of minutes.
     """
     seconds = 8 * sum(p.size for p in packets) / stream.bit_rate if stream.bit_rate else 0.0
     return abs(seconds - claimed) <= 0.02 * claimed
