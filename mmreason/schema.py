@@ -146,6 +146,7 @@ class EvalConfig(Closed):
     ablate: list[
         str
     ] = []  # asked again at the end, without a sense or with letters: `mmreason eval --ablate`
+    ablate_limit: PositiveInt | None = None  # rows of `data` that are asked again, evenly over the sources
 
 
 class RolloutConfig(Closed):

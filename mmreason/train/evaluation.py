@@ -64,7 +64,8 @@ def ablate_run(context: Context) -> None:
         return
     plain = stage_rows(context.run_dir, stored[last])
     answered = {(row.source, row.id) for row in plain}
-    samples = [s for n in config.data for s in context.sources[n] if (s.source, s.id) in answered]
+    asked = {n: [s for s in context.sources[n] if (s.source, s.id) in answered] for n in config.data}
+    samples = limit_evenly(asked, config.ablate_limit)
     blocks = {}
     for ablation in map(parse_ablation, config.ablate):
         chosen, answer = touched(ablation, samples), greedy(context, without(context, ablation))
@@ -81,7 +82,7 @@ def ablations_fit(context: Context) -> None:
         ValueError: an entry of `eval.ablate` for which `eval.data` has no row.
     """
     config = context.recipe.eval
-    samples = [sample for name in config.data for sample in context.sources[name]]
+    samples = limit_evenly({name: context.sources[name] for name in config.data}, config.ablate_limit)
     for ablation in map(parse_ablation, config.ablate):
         touched(ablation, samples)
 

@@ -242,3 +242,15 @@ def test_a_run_asks_again_without_a_sense_for_its_report(
     assert [p for p in settings_problems(wrong) if "eval.ablate: got 'smell'; allowed are image" in p]
     apart = small.recipe(tmp_path / "other", stages=[{**stage, "evaluate": False}], eval=held_out)
     assert settings_problems(apart) == ["eval.ablate: needs eval.data, and stages.sft with evaluate: true"]
+
+
+def test_fewer_rows_are_asked_again_than_are_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.without_probe(monkeypatch)
+    held_out = {"data": ["held_out"], "max_completion_length": 4, "before": False, "ablate": ["image"]}
+    stage = {**small.SFT, "max_steps": 1}
+    train(small.recipe(tmp_path, stages=[stage], eval={**held_out, "ablate_limit": 4}))
+    block = json.loads((tmp_path / "ablations.json").read_text())["ablations"]["image"]
+    assert block["overall"]["n"] == block["plain"]["overall"]["n"] == 4
+    assert json.loads((tmp_path / "eval.json").read_text())["sft"]["overall"]["n"] == 6
