@@ -210,6 +210,8 @@ class TrainingSample:
     old_logprobs: torch.Tensor | None = None  # float32 [T]; None: ratio 1 with gradient (on-policy)
     ref_logprobs: torch.Tensor | None = None  # float32 [T]; needed where kl > 0
     group: int = -1  # rows of one group share it; -1: no group
+    # float32 [T]; what another engine sampled with; None: the trainer's own model did
+    sampling_logprobs: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rendered)
@@ -237,3 +239,4 @@ class MicroBatch:
     segments: torch.Tensor | None = (
         None  # int64 [B, L] as in Rendered, -1 where padded; None: every row is one run
     )
+    sampling_logprobs: torch.Tensor | None = None  # float32 [B, L]

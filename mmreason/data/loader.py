@@ -199,6 +199,7 @@ def collate(rows: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
         groups=torch.tensor([row.group for row in rows], dtype=torch.long),
         count=sum(row.count for row in rows),
         segments=_segments(rows, width),
+        sampling_logprobs=optional([row.sampling_logprobs for row in rows]),
     )
 
 

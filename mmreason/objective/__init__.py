@@ -2,6 +2,7 @@
 
 from mmreason.objective.advantages import advantages
 from mmreason.objective.aggregation import LOSS_TYPES, aggregation
+from mmreason.objective.correction import Correction, correct, correction_metrics
 from mmreason.objective.logprobs import CHUNK_ELEMENTS, Head, hidden_logprobs, token_logprobs
 from mmreason.objective.policy import k3, policy_term
 from mmreason.objective.samples import grpo_samples, sft_sample
@@ -15,11 +16,14 @@ from mmreason.objective.token_weights import (
 
 __all__ = [
     "CHUNK_ELEMENTS",
+    "Correction",
     "LOSS_TYPES",
     "GroupWeights",
     "Head",
     "advantages",
     "aggregation",
+    "correct",
+    "correction_metrics",
     "grpo_samples",
     "hidden_logprobs",
     "k3",

@@ -8,7 +8,7 @@ import torch
 
 from mmreason.objective.aggregation import aggregation
 from mmreason.render import with_completion
-from mmreason.types import Group, Rendered, TrainingSample
+from mmreason.types import Group, Rendered, TrainingSample, Trajectory
 
 
 def sft_sample(rendered: Rendered) -> TrainingSample:
@@ -33,11 +33,13 @@ def grpo_samples(
     max_completion_length: int,
     mask_truncated: bool,
     group_id: int,
+    keep_sampling: bool = False,
 ) -> list[TrainingSample]:
     """One training row per trajectory: prompt, completion, its advantage on every sampled token, beta for the KL.
 
     With `mask_truncated` (DAPO's overlong filtering) a completion that ran into the length limit teaches
     nothing, although its reward counted in the group's mean. Injected tokens (sampled 0) carry no weight.
+    `keep_sampling` takes along what the completions were sampled with, for a correction in the step.
     """
     samples = []
     for trajectory, advantage in zip(group.trajectories, advantages, strict=True):
@@ -56,9 +58,18 @@ def grpo_samples(
                 rl=mask * advantage,
                 kl=mask * beta,
                 group=group_id,
+                sampling_logprobs=_sampling(group, trajectory) if keep_sampling else None,
             )
         )
     return samples
+
+
+def _sampling(group: Group, trajectory: Trajectory) -> torch.Tensor:
+    """The sampling engine's log-probabilities, aligned with the row's ids; 0 on the prompt."""
+    assert trajectory.logprobs is not None, (
+        f"row {group.prompt.sample_id}: its engine gave no log-probabilities"
+    )
+    return torch.cat([torch.zeros(len(group.prompt)), trajectory.logprobs])
 
 
 def _check_first(row: Rendered) -> None:

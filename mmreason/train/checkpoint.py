@@ -28,7 +28,7 @@ from mmreason.train.distributed import Backend
 from mmreason.types import Rendered, TrainingSample
 
 log = logging.getLogger(__name__)
-_STREAMS = ("aggregation", "ce", "rl", "kl", "old_logprobs", "ref_logprobs")
+_STREAMS = ("aggregation", "ce", "rl", "kl", "old_logprobs", "ref_logprobs", "sampling_logprobs")
 _RENDERED = ("ids", "roles", "sampled", "token_types")
 
 

@@ -13,7 +13,7 @@ from mmreason.model.family import forward_inputs
 from mmreason.model.shared_attention import attention_of
 from mmreason.model.shared_forward import head_of, hidden_states
 from mmreason.model.shared_rows import Packed
-from mmreason.objective import CHUNK_ELEMENTS, GroupWeights, Head, hidden_logprobs, token_logprobs
+from mmreason.objective import CHUNK_ELEMENTS, Correction, GroupWeights, Head, hidden_logprobs, token_logprobs
 from mmreason.types import MicroBatch
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Objective:
     epsilon: float = 0.2
     epsilon_high: float = 0.2
     token_weights: GroupWeights | None = None
+    correction: Correction | None = None  # of what another engine sampled
 
 
 @dataclass(frozen=True)

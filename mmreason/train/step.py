@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mmreason.model.family import Family
-from mmreason.objective import k3, policy_term
+from mmreason.objective import correct, correction_metrics, k3, policy_term
 from mmreason.train.distributed import Backend
 from mmreason.train.micro import Plan, Sharing, build, plan
 from mmreason.train.scoring import Micro, Objective, Scores, scores
@@ -81,10 +81,13 @@ def train_step(
             loss_sum, parts = micro_loss(trainer, micro, objective)
             backend.backward(loss_sum / denominator, last=number == len(plans))
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] = max(sums.get(name, 0.0), value) if _is_largest(name) else sums.get(name, 0.0) + value
     updated = update(trainer, progress)
     # --- metrics
-    total = {name: backend.sum(value) for name, value in sorted(sums.items())}
+    total = {
+        name: max(backend.gather(value)) if _is_largest(name) else backend.sum(value)
+        for name, value in sorted(sums.items())
+    }
     total |= trainer.sharing.take_plain(backend)
     return _metrics(total, denominator) | updated | {"time/step": time.perf_counter() - started}
 
@@ -127,6 +130,12 @@ def micro_loss(trainer: Trainer, micro: Micro, objective: Objective) -> tuple[to
     active = aggregation > 0
     old = logprobs.detach() if batch.old_logprobs is None else part(batch.old_logprobs)
     term, clip = policy_term(logprobs, old, rl, objective.epsilon, objective.epsilon_high)
+    corrected: dict[str, float] = {}
+    if objective.correction is not None:  # asked for by the method, so that all ranks tell the same sums
+        known = None if batch.sampling_logprobs is None else part(batch.sampling_logprobs)
+        sampled = active & (ce == 0) & torch.tensor(known is not None, device=device)
+        weights, corrected = correct(old, old if known is None else known, sampled, objective.correction)
+        term = term if weights is None else term * weights
     weight_sum = 0.0
     if scored.weights is not None:
         term = term * scored.weights
@@ -153,7 +162,12 @@ def micro_loss(trainer: Trainer, micro: Micro, objective: Objective) -> tuple[to
         "rows": float(batch.ids.shape[0]),
     }
     parts |= {name: float((value * active).sum()) for name, value in clip.items()}
-    return loss, parts
+    return loss, parts | corrected
+
+
+def _is_largest(name: str) -> bool:
+    """Whether a metric's parts join by their maximum instead of their sum."""
+    return name.endswith("/max")
 
 
 def _built(trainer: Trainer, rows: Sequence[TrainingSample], planned: Plan) -> Micro:
@@ -238,6 +252,7 @@ def _metrics(total: dict[str, float], denominator: float) -> dict[str, float]:
         if total["kl_tokens"]:
             out["kl"] = total["kl"] / total["kl_tokens"]
         out |= {name: value / tokens for name, value in total.items() if name.startswith("clip_ratio/")}
+        out |= correction_metrics(total)
         if total["token_weight"]:
             out["token_weight/mean"] = total["token_weight"] / tokens
     return out

@@ -244,6 +244,7 @@ def test_another_number_of_processes_is_refused(stopped: Path) -> None:
 def test_buffered_rows_round_trip(assembled_folder: Path) -> None:
     rows = grpo_rows(AutoProcessor.from_pretrained(assembled_folder), 4)
     rows[0] = replace(rows[0], old_logprobs=None)
+    rows[1] = replace(rows[1], sampling_logprobs=torch.rand(len(rows[1])))
     tensors, described = rows_to_tensors(rows)
     back = rows_from_tensors(tensors, json.loads(json.dumps(described)))
     for row, twin in zip(rows, back, strict=True):
@@ -252,7 +253,7 @@ def test_buffered_rows_round_trip(assembled_folder: Path) -> None:
             twin.group,
             twin.rendered.sample_id,
         )
-        for name in ("aggregation", "ce", "rl", "kl", "old_logprobs", "ref_logprobs"):
+        for name in ("aggregation", "ce", "rl", "kl", "old_logprobs", "ref_logprobs", "sampling_logprobs"):
             assert_same(getattr(row, name), getattr(twin, name))
         for name in ("ids", "roles", "sampled", "token_types"):
             assert_same(getattr(row.rendered, name), getattr(twin.rendered, name))
