@@ -20,7 +20,7 @@ from mmreason.schema import GROUP_KEYS, STAGES, Recipe, SourceConfig, undivided,
 
 NOT_YET = {  # keys of other trainers' recipes that stand for what is not there
     "tools": "this version has no tools for a model to call; remove the key",
-    "use_vllm": "this version has no vLLM rollouts; remove the key: `mmreason train` generates in its own process",
+    "use_vllm": "here it is `rollout: {engine: vllm, base_url: ...}`, with `mmreason serve MODEL` beside the run",
 }
 MOST_MENDED = 50  # wrong keys that are left out at most
 KINDS: dict[type, str] = {

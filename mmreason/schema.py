@@ -150,11 +150,36 @@ class EvalConfig(Closed):
 
 
 class RolloutConfig(Closed):
-    """How many completions are decoded at once. More than that are decoded one batch after the other, with the same
-    samples: each row has its own seed. After running out of memory the batches are made smaller by themselves."""
+    """Which engine writes the completions of GRPO: `local`, this process; or `vllm`, a server (`mmreason serve`).
 
+    Locally, rows above the bounds are decoded one batch after the other, with the same samples: each row has its own
+    seed. After running out of memory the batches are made smaller by themselves."""
+
+    engine: Literal["local", "vllm"] = "local"
     max_rows: PositiveInt = 256
     kv_cache_memory_bytes: PositiveInt | None = None  # of keys and values at once; None: what max_rows need
+    # of engine vllm:
+    mode: Literal["server"] = "server"
+    base_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/]+/?$")
+    timeout: float = Field(240.0, gt=0)  # seconds for one prompt's completions
+    max_wait: float = Field(300.0, ge=0)  # seconds without any answer after which the run stops
+    max_concurrency: PositiveInt = 64  # prompts on the way at once
+    weights_dir: str | None = None  # where both see the weights; None: in output_dir
+    # what it sampled is weighted by exp(trainer's - server's log-probability), truncated or masked; none: measured only
+    importance_sampling_mode: Literal[
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = "token_truncate"
+    importance_sampling_clip_max: float | None = Field(2.0, gt=0)
+    importance_sampling_clip_min: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> RolloutConfig:
+        low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        if low is not None and high is not None and low > high:
+            raise ValueError(
+                f"importance_sampling_clip_min={low:g} is above importance_sampling_clip_max={high:g}; exchange them"
+            )
+        return self
 
 
 class SamplerConfig(Closed):

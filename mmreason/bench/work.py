@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,9 +66,9 @@ def workplace(shape: Shape) -> Iterator[Path]:
         yield Path(folder)
 
 
-def checkpoint(shape: Shape, folder: Path) -> Path:
-    """A random Qwen2.5-VL with processor and chat template; the same weights every time."""
-    tokenizer = train_tokenizer(TEXTS, shape.vocabulary)
+def checkpoint(shape: Shape, folder: Path, texts: Iterable[str] = TEXTS) -> Path:
+    """A random Qwen2.5-VL with processor and chat template, its tokenizer trained on `texts`; always the same."""
+    tokenizer = train_tokenizer(texts, shape.vocabulary)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     side = round(shape.image_tokens**0.5) * MERGE * PATCH
     size = {"shortest_edge": (MERGE * PATCH) ** 2, "longest_edge": max(side, 4 * PATCH) ** 2}

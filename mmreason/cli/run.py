@@ -91,14 +91,28 @@ def launch(
         raise typer.Exit(max(error.get_first_failure()[1].exitcode, 1)) from None
 
 
-def serve() -> None:
-    """A vLLM rollout server (not in this version)."""
-    raise ValueError(
-        "serve: this version has no vLLM rollout server; `mmreason train` generates inside its own process"
-    )
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="the recipe's model.model_name_or_path")],
+    host: Annotated[
+        str, typer.Option(help="who may connect may also load weights: keep it private")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    dtype: Annotated[
+        str, typer.Option(help="auto: float32 on a CPU, the checkpoint's own on a GPU")
+    ] = "auto",
+    python: Annotated[
+        Path | None, typer.Option(help="interpreter that has vLLM; default: this one, or .venv-vllm's")
+    ] = None,
+) -> None:
+    """Serve a model by vLLM for recipes with `rollout: {engine: vllm}`; options behind `--` go to vLLM itself."""
+    from mmreason.rollout.vllm_serve import become_server
+
+    become_server(model, host=host, port=port, dtype=dtype, python=python, more=context.args)
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
-    for function in (train, validate, compare, launch, serve):
+    for function in (train, validate, compare, launch):
         app.command()(function)
+    app.command(context_settings={"allow_extra_args": True})(serve)

@@ -95,15 +95,18 @@ class Renderer:
         Raises:
             RenderError: the row's text, media or length do not fit; names the row.
         """
-        turns = self._turns(sample, media)
-        if turns and turns[-1]["role"] == "assistant":
-            turns = turns[:-1]
+        turns = self.conversation(sample, media)
         pieces = [
             replace(p, written=False, ends=False) for p in self._pieces(sample, turns, media, strict=False)
         ]
         rendered = self._encode(sample, pieces)
         self._check_prompt(sample, rendered, len(rendered))
         return rendered
+
+    def conversation(self, sample: Sample, media: Sequence[DecodedMedium]) -> list[dict[str, Any]]:
+        """The turns that `prompt` renders, with typed parts; a part of a medium names it by number as `medium`."""
+        turns = self._turns(sample, media)
+        return turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
 
     def full(self, sample: Sample, media: Sequence[DecodedMedium]) -> Rendered:
         """All turns; the text of every assistant turn and its end-of-turn token are `sampled`.

@@ -96,7 +96,7 @@ def test_later_overrides_win(good: Path) -> None:
         ("data.mine.limitt=1", ["data.mine.limitt: unknown key; did you mean 'limit'?", "allowed: path,"]),
         ("sed=1", ["sed: unknown key; did you mean 'seed'?", "allowed: output_dir, seed, model"]),
         ("deepspeed=zero4", ["deepspeed:", "'zero4'", "allowed are zero0, zero1", "PATH.json"]),
-        ("stages.rl.use_vllm=true", ["stages.rl.use_vllm: this version has no vLLM rollouts"]),
+        ("stages.rl.use_vllm=true", ["stages.rl.use_vllm: here it is `rollout: {engine: vllm"]),
         ("stages.rl.tools=[zoom]", ["stages.rl.tools: this version has no tools for a model to call"]),
         ("stages.rl.num_generation=4", ["stages.rl.num_generation: unknown key", "'num_generations'"]),
         ("model.assemble.image_sise=3", ["model.assemble.image_sise: unknown key", "'image_size'"]),

@@ -1,0 +1,194 @@
+"""Completions from a vLLM server: each from one known version of the weights, whatever the server goes through.
+
+A round asks for every prompt that has no answer yet. Its answers count only if the server is the same instance with
+the same version before and after: weights change by our own pushes alone, so what lies between was made by that
+version. A server that died and came back has another instance and no version; it gets the weights again, and the
+round is asked again. So nothing stale is used, and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmreason.render import Renderer
+from mmreason.rollout.sampling import SamplingParams
+from mmreason.rollout.vllm_client import SERVE, Client, Refused, Unreachable
+from mmreason.rollout.vllm_requests import Prompt, request, trajectories
+from mmreason.rollout.vllm_server import Facts, load_weights, look, write_weights
+from mmreason.schema import RolloutConfig
+from mmreason.types import Trajectory
+
+log = logging.getLogger(__name__)
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
+
+
+class VLLMRollout:
+    """The engine `vllm` of a run.
+
+    Args:
+        folder: where weights are written for the server to read.
+        run: names this process (or all ranks together), so that another run's weights are never taken for ours.
+        pushes: whether this rank gives the server its weights; the others wait until they are there.
+
+    Example: `engine.publish(model, 7)`, then `engine.complete(prompts, 8, params, renderer)`.
+    """
+
+    def __init__(
+        self, config: RolloutConfig, folder: Path, model: Any, run: str, *, pushes: bool = True
+    ) -> None:
+        self.config, self.run, self.pushes = config, run, pushes
+        self.folder = folder.resolve()
+        self.client = Client(config.base_url, config.timeout)
+        self.version = -1  # of the weights that completions must come from
+        self._model = model
+        self._instance: str | None = None  # the one that we spoke to last
+        self._counts = {"rollout/retries": 0.0, "rollout/restarts": 0.0, "rollout/pushes": 0.0}
+        self._push_seconds = 0.0
+
+    def connect(self) -> None:
+        """Wait until the server answers, and check that it fits.
+
+        Raises:
+            ValueError: it does not, or did not answer within `rollout.max_wait` seconds.
+        """
+        self._persist(lambda: look(self.client, self._model))
+
+    def publish(self, model: Any, version: int) -> None:
+        """From now on completions come from the weights that `model` has at this call; `version` is their stamp.
+
+        Raises:
+            ValueError: as `complete`.
+        """
+        self.version = version
+        if self.pushes:
+            write_weights(model, self._weights(version))
+            self._persist(self._ready)
+
+    def complete(
+        self, prompts: Sequence[Prompt], count: int, params: SamplingParams, renderer: Renderer
+    ) -> list[list[Trajectory]]:
+        """`count` completions for each prompt, in order. Torch's global generator decides the draws.
+
+        Raises:
+            ValueError: the server refuses, does not fit any more, or did not answer for `rollout.max_wait` seconds.
+        """
+        if not prompts:
+            return []
+        seeds = torch.randint(
+            0, 2**31 - 1, (len(prompts),)
+        ).tolist()  # drawn once: asked again, they are the same
+        done: dict[int, list[Trajectory]] = {}
+
+        def round_() -> None:
+            before = self._ready()
+            missing = [i for i in range(len(prompts)) if i not in done]
+            bodies = {
+                i: request(prompts[i], renderer, count, params, seeds[i], before.model) for i in missing
+            }
+            got, failure = self._ask(bodies)
+            answered = {
+                i: trajectories(prompts[i], answer, renderer, count, params) for i, answer in got.items()
+            }
+            after = look(self.client, self._model)
+            if (after.instance, after.run, after.version) != (before.instance, self.run, self.version):
+                raise Unreachable(
+                    f"{self.config.base_url}: while completions were made the server lost version {self.version}"
+                )
+            done.update(answered)
+            if failure is not None:
+                raise failure
+
+        self._persist(round_, lambda: len(done))
+        return [done[i] for i in range(len(prompts))]
+
+    def take_metrics(self) -> dict[str, float]:
+        """What happened since the last call, and the version in use."""
+        out = {"rollout/version": float(self.version), "time/push": self._push_seconds, **self._counts}
+        self._counts = dict.fromkeys(self._counts, 0.0)
+        self._push_seconds = 0.0
+        return out
+
+    # --- one round
+
+    def _ready(self) -> Facts:
+        """The server, once it holds our version; pushes the weights where they are not there."""
+        facts = look(self.client, self._model)
+        if self._instance not in (None, facts.instance):
+            self._counts["rollout/restarts"] += 1
+            log.warning("%s was started anew; it gets version %d again", self.config.base_url, self.version)
+        self._instance = facts.instance
+        if (facts.run, facts.version) == (self.run, self.version):
+            return facts
+        if not self.pushes:
+            raise Unreachable(f"{self.config.base_url}: version {self.version} is not there yet")
+        if facts.run not in (None, self.run):
+            log.warning(
+                "%s held weights of another run (%s); it now gets ours", self.config.base_url, facts.run
+            )
+        began = time.perf_counter()
+        load_weights(self.client, self._weights(self.version), self.run, self.version)
+        self._push_seconds += time.perf_counter() - began
+        self._counts["rollout/pushes"] += 1
+        for old in self.folder.glob("version-*"):
+            if old != self._weights(self.version):
+                shutil.rmtree(old)
+        return look(self.client, self._model)
+
+    def _ask(self, bodies: dict[int, Any]) -> tuple[dict[int, Any], Unreachable | None]:
+        """Answers by prompt, and why some are missing; after a first failure no more are asked for."""
+        failed = threading.Event()
+
+        def one(body: Any) -> Any:
+            if failed.is_set():
+                return Unreachable("not asked")
+            try:
+                return self.client.post("/v1/chat/completions", body)
+            except Unreachable as error:
+                failed.set()
+                return error
+
+        with ThreadPoolExecutor(max_workers=min(len(bodies), self.config.max_concurrency)) as pool:
+            answers = dict(zip(bodies, pool.map(one, bodies.values()), strict=True))
+        failures = [a for a in answers.values() if isinstance(a, Unreachable) and str(a) != "not asked"]
+        got = {i: answer for i, answer in answers.items() if not isinstance(answer, Unreachable)}
+        return got, failures[0] if failures else None
+
+    def _persist(self, attempt: Any, progress: Any = lambda: 0) -> None:
+        """Call `attempt` until it succeeds; what is unreachable is tried again, more and more slowly.
+
+        Raises:
+            ValueError: nothing went forward for `rollout.max_wait` seconds.
+        """
+        pause, since, so_far = FIRST_PAUSE, time.monotonic(), progress()
+        while True:
+            try:
+                attempt()
+                return
+            except Unreachable as error:
+                if progress() != so_far:
+                    pause, since, so_far = FIRST_PAUSE, time.monotonic(), progress()
+                waited = time.monotonic() - since
+                if waited + pause > self.config.max_wait:
+                    raise ValueError(
+                        f"rollout.engine: vllm: {error}; gave up after {waited:.0f} s (rollout.max_wait: "
+                        f"{self.config.max_wait:g}); {SERVE} and give its address as rollout.base_url, or raise "
+                        "rollout.timeout where it is only slow; the run goes on from its last checkpoint"
+                    ) from error
+                self._counts["rollout/retries"] += 1
+                log.warning("%s; trying again in %.1f s", error, pause)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except Refused as error:
+                raise ValueError(f"rollout.engine: vllm: {error}") from error
+
+    def _weights(self, version: int) -> Path:
+        return self.folder / f"version-{version}"

@@ -1,0 +1,322 @@
+"""What a rollout says of a server that is not there, slow, wrong, or speaks nonsense; and of one that is replaced.
+
+The server here is a real HTTP server of our own that answers as it is told: no vLLM can be made to answer wrongly. What
+a right server does is tested with vLLM itself (tests/train/test_vllm.py).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmreason.render import Renderer
+from mmreason.rollout.sampling import SamplingParams
+from mmreason.rollout.vllm_client import Refused
+from mmreason.rollout.vllm_requests import SECOND_PER_GRID, Prompt, request
+from tests.rollout.vllm_prompts import SHAPE, engine, loaded, prompt, tiny_served
+
+PARAMS = SamplingParams(4)
+FACTS = {"model_type": "qwen2_5_vl", "hidden_size": SHAPE.hidden, "num_hidden_layers": SHAPE.layers}
+FACTS |= {"vocab_size": SHAPE.vocabulary, "logprobs_mode": "processed_logprobs"}
+
+
+class Fake:
+    """Says what `answers` holds for a path (a value, or a function of the request); 404 for any other."""
+
+    def __init__(self) -> None:
+        self.stamp: dict[str, Any] = {"run": None, "version": None, "instance": "first"}
+        self.asked: list[tuple[str, Any]] = []
+        self.answers: dict[str, Any] = {
+            "/version": {"version": "0.26.0"},
+            "/v1/models": {"data": [{"id": "policy"}]},
+            "/collective_rpc": self.rpc,
+            "/pause?mode=wait": {},
+            "/resume": {},
+            "/v1/chat/completions": self.complete,
+        }
+        self.prompts: dict[str, list[int]] = {}  # text of the question -> ids
+
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.answer(None)
+
+            def do_POST(self) -> None:
+                text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.answer(json.loads(text) if text else None)
+
+            def answer(self, body: Any) -> None:
+                fake.asked.append((self.path, body))
+                said = fake.answers.get(self.path, (404, {"detail": "Not Found"}))
+                said = said(body) if callable(said) else said
+                code, value = said if isinstance(said, tuple) else (200, said)
+                data = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+
+    def rpc(self, body: Any) -> Any:
+        if body["method"] == "mmreason_load":
+            self.stamp |= {"run": body["kwargs"]["run"], "version": int(body["kwargs"]["version"])}
+        return {"results": [{**FACTS, **self.stamp}]}
+
+    def complete(self, body: Any) -> Any:
+        question = body["messages"][-1]["content"][-1]["text"]
+        logprobs = {"content": [{"logprob": -1.0}, {"logprob": -2.0}]}
+        choice = {"token_ids": [40, 41], "logprobs": logprobs, "finish_reason": "length"}
+        return {"prompt_token_ids": self.prompts[question], "choices": [choice] * body["n"]}
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return loaded(tiny_served(tmp_path_factory.mktemp("served") / "model"))
+
+
+@pytest.fixture(scope="module")
+def renderer(model: Any) -> Renderer:
+    return Renderer(model.processor)
+
+
+@pytest.fixture
+def fake(prompts: list[Prompt]) -> Iterator[Fake]:
+    server = Fake()
+    server.prompts = {p.sample.messages[-1].parts[-1].text: p.rendered.ids.tolist() for p in prompts}
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(renderer: Renderer) -> list[Prompt]:
+    return [prompt(renderer, i, text=f"Question {i}?") for i in range(3)]
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def ask(fake: Fake, model: Any, renderer: Renderer, prompts: list[Prompt], tmp_path: Path) -> Ask:
+    """Publish version 3 and ask for two completions of each prompt; returns them, or raises."""
+
+    def once(**keys: Any) -> Any:
+        rollout = engine(fake.url, tmp_path / "weights", model.model, **keys)
+        rollout.publish(model.model, 3)
+        return rollout.complete(prompts, 2, PARAMS, renderer), rollout.take_metrics()
+
+    return once
+
+
+def test_what_the_server_says_comes_back(ask: Ask):
+    """The control of all that follows: nothing is refused."""
+    out, told = ask()
+    assert [len(group) for group in out] == [2, 2, 2]
+    assert out[0][0].ids.tolist() == [40, 41] and out[0][0].finish == "length"
+    assert out[0][0].logprobs is not None and out[0][0].logprobs.tolist() == [-1.0, -2.0]
+    assert told["rollout/version"] == 3 and told["rollout/retries"] == 0 and told["rollout/pushes"] == 1
+
+
+def test_nobody_listens(model: Any, tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"http://127.0.0.1:9/version.*refused.*mmreason serve MODEL.*base_url"
+    ):
+        engine("http://127.0.0.1:9", tmp_path, model.model).connect()
+
+
+def test_a_slow_server(fake: Fake, ask: Ask):
+    fake.answers["/v1/chat/completions"] = lambda body: time.sleep(1.0)
+    with pytest.raises(ValueError, match=r"no answer within 0.2 s; gave up.*rollout.timeout"):
+        ask(timeout=0.2)
+
+
+def changed(fake: Fake, **facts: Any) -> None:
+    fake.answers["/collective_rpc"] = lambda body: {"results": [{**FACTS, **fake.stamp, **facts}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "message"),
+    [
+        ("/version", {"version": "0.11.2"}, r"got vLLM 0.11.2; allowed is 0.26.x.*pip install"),
+        ("/version", b"<html>hello</html>", r"/version: got b'<html>hello.*no JSON; is this a vLLM server"),
+        ("/version", {"detail": "no"}, r"is this a vLLM server"),
+        (
+            "/v1/chat/completions",
+            (400, {"error": {"message": "prompt too long"}}),
+            r"refuses \(400\): prompt too",
+        ),
+        ("/v1/chat/completions", b"{}", r"row rows:0: the server's answer lacks 'prompt_token_ids'"),
+        ("/v1/chat/completions", (503, {"error": {"message": "busy"}}), r"failed \(503\): busy; gave up"),
+        (
+            "/collective_rpc",
+            (404, {"detail": "Not Found"}),
+            r"worker extension: start it with `mmreason serve",
+        ),
+        ("/collective_rpc", {"results": ["None"]}, r"got .* of mmreason_facts; start it with"),
+        ("/collective_rpc", (500, b"no method mmreason_facts"), r"failed \(500\): no method mmreason_facts"),
+        ("/pause?mode=wait", (404, {}), r"/pause\?mode=wait: the server refuses \(404\)"),
+    ],
+    ids=str,
+)
+def test_wrong_answers_are_named(fake: Fake, ask: Ask, path: str, said: Any, message: str):
+    fake.answers[path] = said
+    with pytest.raises(ValueError, match="rollout.engine: vllm: .*" + message):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"num_hidden_layers": 28}, r"serves another model: num_hidden_layers 28 \(the run's: 2\)"),
+        ({"model_type": "qwen3_vl"}, r"serves another model: model_type qwen3_vl \(the run's: qwen2_5_vl\)"),
+        (
+            {"logprobs_mode": "raw_logprobs"},
+            r"--logprobs-mode is raw_logprobs; allowed is processed_logprobs",
+        ),
+        (
+            {"error": "the server sees no *.safetensors in /x"},
+            r"no \*.safetensors in /x; set rollout.weights_dir",
+        ),
+    ],
+    ids=str,
+)
+def test_a_server_that_does_not_fit(fake: Fake, ask: Ask, facts: dict[str, Any], message: str):
+    changed(fake, **facts)
+    with pytest.raises(ValueError, match=message):
+        ask()
+
+
+def bent(fake: Fake, bend: Callable[[Any], Any]) -> None:
+    """Let completions be bent by `bend` before they are sent."""
+    fake.answers["/v1/chat/completions"] = lambda body: bend(fake.complete(body))
+
+
+def test_another_tokenizer_or_template(fake: Fake, ask: Ask):
+    bent(fake, lambda said: {**said, "prompt_token_ids": [*said["prompt_token_ids"][:-2], 50, 51, 52]})
+    with pytest.raises(
+        ValueError, match=r"row rows:0: the server's prompt has \d+ tokens.*should be.*template"
+    ):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"token_ids": [3, 41]}, "sampled the media placeholders"),
+        ({"token_ids": [40]}, "a log-probability for each of 1 tokens"),
+        ({"token_ids": None}, "the server's answer lacks"),
+        ({"token_ids": [], "logprobs": {"content": []}}, "has no tokens"),
+        ({"finish_reason": "abort"}, "aborted the request; gave up"),
+    ],
+    ids=str,
+)
+def test_wrong_completions(fake: Fake, ask: Ask, choice: dict[str, Any], message: str):
+    bent(fake, lambda said: {**said, "choices": [{**c, **choice} for c in said["choices"]]})
+    with pytest.raises(ValueError, match=message):
+        ask()
+
+
+def test_too_few_completions(fake: Fake, ask: Ask):
+    bent(fake, lambda said: {**said, "choices": said["choices"][:1]})
+    with pytest.raises(ValueError, match="gave 1 completions; asked for were 2"):
+        ask()
+
+
+def test_a_failure_that_passes_is_tried_again_and_no_answer_asked_twice(fake: Fake, ask: Ask):
+    failures = iter([(503, {"error": {"message": "starting"}})])
+
+    def sometimes(body: Any) -> Any:
+        question = body["messages"][-1]["content"][-1]["text"]
+        return next(failures, None) or fake.complete(body) if "2" in question else fake.complete(body)
+
+    fake.answers["/v1/chat/completions"] = sometimes
+    out, told = ask(max_wait=20.0, max_concurrency=1)
+    assert [len(group) for group in out] == [2, 2, 2]
+    questions = [b["messages"][-1]["content"][-1]["text"] for p, b in fake.asked if p.endswith("completions")]
+    assert questions == ["Question 0?", "Question 1?", "Question 2?", "Question 2?"]
+    assert told["rollout/retries"] == 1 and told["rollout/pushes"] == 1 and told["rollout/restarts"] == 0
+
+
+def test_answers_of_a_server_that_was_replaced_meanwhile_count_nowhere(fake: Fake, ask: Ask):
+    """The new one answers at once and rightly, from the weights that it was started with: none of that is used."""
+    once = iter([True])
+
+    def complete(body: Any) -> Any:
+        said = fake.complete(body)
+        if next(once, False):
+            fake.stamp = {"run": None, "version": None, "instance": "second"}
+        if fake.stamp["version"] is None:
+            said["choices"] = [{**c, "token_ids": [60, 61]} for c in said["choices"]]
+        return said
+
+    fake.answers["/v1/chat/completions"] = complete
+    out, told = ask(max_wait=20.0)
+    assert {tuple(t.ids.tolist()) for group in out for t in group} == {(40, 41)}
+    assert told["rollout/restarts"] == 1 and told["rollout/pushes"] == 2
+
+
+def test_weights_of_another_run_are_not_ours(fake: Fake, ask: Ask):
+    fake.stamp = {"run": "somebody", "version": 3, "instance": "first"}
+    _, told = ask()
+    assert told["rollout/pushes"] == 1 and fake.stamp["run"] == "run"
+
+
+def test_one_seed_asks_for_the_same_draws(fake: Fake, ask: Ask):
+    def seeds() -> list[int]:
+        torch.manual_seed(5)
+        fake.asked.clear()
+        ask()
+        return sorted(body["seed"] for path, body in fake.asked if path.endswith("completions"))
+
+    assert seeds() == seeds() and len(set(seeds())) == 3
+
+
+def test_old_weights_are_removed(fake: Fake, model: Any, tmp_path: Path):
+    rollout = engine(fake.url, tmp_path / "weights", model.model)
+    for version in (1, 2):
+        rollout.publish(model.model, version)
+    assert [p.name for p in (tmp_path / "weights").iterdir()] == ["version-2"]
+
+
+def test_what_a_request_holds(renderer: Renderer):
+    two = prompt(renderer, 1, pictures=2)
+    body = request(two, renderer, 8, SamplingParams(9, temperature=0.7, stop=("</answer>",)), 5, "policy")
+    parts = body["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url", "image_url", "text"]
+    assert all(part["image_url"]["url"].startswith("data:image/png;base64,") for part in parts[:2])
+    assert (body["n"], body["max_tokens"], body["temperature"], body["seed"]) == (8, 9, 0.7, 5)
+    assert body["logit_bias"] == {str(token): -100.0 for token in renderer.placeholder_ids}
+    assert body["stop"] == ["</answer>"] and body["include_stop_str_in_output"]
+
+
+def test_a_video_at_another_rate_is_refused_and_one_at_vllms_own_is_not(renderer: Renderer):
+    from dataclasses import replace
+
+    plain = prompt(renderer, 1)
+
+    def timed(seconds: float) -> Prompt:
+        media = {**plain.rendered.media, "second_per_grid_ts": torch.tensor([seconds])}
+        return replace(plain, rendered=replace(plain.rendered, media=media))
+
+    with pytest.raises(Refused, match=r"1 s for each pair of frames.*model.fps: 24.*rollout.engine: local"):
+        request(timed(1.0), renderer, 2, PARAMS, 0, "policy")
+    assert request(timed(SECOND_PER_GRID), renderer, 2, PARAMS, 0, "policy")["n"] == 2
