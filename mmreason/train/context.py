@@ -15,6 +15,7 @@ from mmreason.model.encode_once import encode_once
 from mmreason.model.family import Family
 from mmreason.model.feature_cache import FeatureCache
 from mmreason.render import Renderer
+from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import Recipe
 from mmreason.train.distributed import Backend
 from mmreason.train.feed import Feed
@@ -40,6 +41,7 @@ class Context:
     sources: dict[str, list[Sample]]
     console: Console
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall time of its training
+    remote: VLLMRollout | None = None  # writes GRPO's completions; None: this process does
     features: FeatureCache | None = None  # what encoders made of media; None: every row has its own encoded
 
     def encoding(self, model: Any = None) -> AbstractContextManager[None]:

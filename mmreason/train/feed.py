@@ -49,6 +49,14 @@ class Feed:
         fits = self._fits(sample, len(rendered), stage, "max_prompt_length")
         return rendered if fits else None
 
+    def media(self, sample: Sample) -> list[DecodedMedium] | None:
+        """The decoded media of a sample whose prompt was rendered; None when one is gone by now."""
+        try:
+            return [self._decoded(ref) for ref in sample.media]
+        except MediaError as error:
+            self._refuse(sample, error)
+            return None
+
     def full(self, sample: Sample, stage: SFTStage) -> Rendered | None:
         """The sample with its target turns: loss on the assistant's tokens only."""
         rendered = self._get(sample, _how(stage))

@@ -33,6 +33,11 @@ FREE_KEYS = (
     "max_bad_fraction",
     "on_bad_media",
     "dataloader_num_workers",
+    "base_url",
+    "timeout",
+    "max_wait",
+    "max_concurrency",
+    "weights_dir",
     "output_dir",  # the folder was moved, or is spelt in another way
 )
 _PACKAGES = (

@@ -16,10 +16,13 @@ from mmreason.objective import advantages, grpo_samples, tw_grpo
 from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
+from mmreason.rollout.vllm_requests import Prompt
+from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import GRPOStage
 from mmreason.train.completions import add_token_weights, group_metrics, records, write_completions
 from mmreason.train.context import Batch, Context
 from mmreason.train.distributed import shard
+from mmreason.train.remote import correction_of
 from mmreason.train.step import Objective, Trainer, fixed_logprobs, shown_weights
 from mmreason.types import Group, Rendered, Sample, TrainingSample
 
@@ -83,6 +86,9 @@ class GRPO:
     def _rollout(self, step: int) -> tuple[list[TrainingSample], dict[str, float]]:
         stage, backend = self.stage, self.context.backend
         self._bad_rewards = 0
+        if self.context.remote is not None:
+            self.context.remote.publish(self.context.model, step)
+            backend.barrier()
         groups, seen = self._groups()
         weighed = self._rollouts in self._weighed
         self._rollouts += 1
@@ -100,6 +106,7 @@ class GRPO:
                 max_completion_length=stage.max_completion_length,
                 mask_truncated=stage.mask_truncated_completions,
                 group_id=index,
+                keep_sampling=self.context.remote is not None,
             )
         rows = self._with_fixed_logprobs(rows)
         lines = [line for part in backend.gather(records(seen, step, self.labels)) for line in part]
@@ -115,6 +122,7 @@ class GRPO:
             **curriculum,
             "groups": len(kept) / stage.num_generations,
             "rewards/bad_values": backend.sum(self._bad_rewards),
+            **({} if self.context.remote is None else self.context.remote.take_metrics()),
         }
 
     def _weigh(self, lines: list[dict[str, Any]], rows: list[TrainingSample]) -> None:
@@ -176,6 +184,8 @@ class GRPO:
             max_rows=context.recipe.rollout.max_rows,
             kv_bytes=context.recipe.rollout.kv_cache_memory_bytes,
         )
+        if context.remote is not None:
+            return self._complete_remotely(context.remote, pairs, params)
         complete = engine(context.model, context.recipe.shared_prefix)
         completed = complete(
             context.model,
@@ -188,6 +198,22 @@ class GRPO:
         return [
             self._score(Group(sample, prompt, tuple(trajectories)))
             for (sample, prompt), trajectories in zip(pairs, completed, strict=True)
+        ]
+
+    def _complete_remotely(
+        self, remote: VLLMRollout, pairs: Sequence[tuple[Sample, Rendered]], params: SamplingParams
+    ) -> list[Group]:
+        """As `_complete`, from the server, which gets the media themselves."""
+        feed = self.context.feed
+        prompts = [
+            Prompt(sample, media, prompt)
+            for sample, prompt in pairs
+            if (media := feed.media(sample)) is not None
+        ]
+        completed = remote.complete(prompts, self.stage.num_generations, params, self.context.renderer)
+        return [
+            self._score(Group(prompt.sample, prompt.rendered, tuple(trajectories)))
+            for prompt, trajectories in zip(prompts, completed, strict=True)
         ]
 
     def _score(self, group: Group) -> Group:
@@ -235,4 +261,5 @@ class GRPO:
             epsilon=stage.epsilon,
             epsilon_high=stage.epsilon if stage.epsilon_high is None else stage.epsilon_high,
             token_weights=weights,
+            correction=correction_of(self.context.recipe),
         )

@@ -25,6 +25,7 @@ from mmreason.train.deepspeed_config import read as read_deepspeed
 from mmreason.train.distributed import Backend, make_backend
 from mmreason.train.feed import Feed
 from mmreason.train.metrics import Metrics
+from mmreason.train.remote import remote_engine
 from mmreason.types import Sample
 
 
@@ -76,6 +77,7 @@ def assemble(
         metrics=Metrics(run_dir / "metrics.jsonl", recipe.report_to if backend.is_main else [], run_dir.name),
         sources=sources,
         console=Console(stderr=True, quiet=not backend.is_main),
+        remote=remote_engine(recipe, run_dir, loaded.model, loaded.family, backend),
         features=None if recipe.shared_prefix == "off" else FeatureCache(recipe.feature_cache_bytes),
     )
 

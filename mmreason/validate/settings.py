@@ -13,6 +13,7 @@ from mmreason.rewards import reward_problems, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
 from mmreason.train.deepspeed_config import deepspeed_problems, gathers
 from mmreason.train.pretask import needs_assembled
+from mmreason.train.remote import remote_problems
 
 
 def settings_problems(recipe: Recipe) -> list[str]:
@@ -23,6 +24,7 @@ def settings_problems(recipe: Recipe) -> list[str]:
         if importlib.util.find_spec(package) is None
     ]
     problems += deepspeed_problems(recipe)
+    problems += remote_problems(recipe)
     last = [stage for stage in recipe.stages if not stage.branch][-1]
     if recipe.eval.ablate and not (recipe.eval.data and last.evaluate):
         problems.append(f"eval.ablate: needs eval.data, and stages.{last.name} with evaluate: true")

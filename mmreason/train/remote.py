@@ -1,0 +1,67 @@
+"""The rollout engine outside this process, where a recipe names one; and what of a recipe it cannot serve."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from mmreason.model.family import Family
+from mmreason.objective import Correction
+from mmreason.rollout.vllm_rollout import VLLMRollout
+from mmreason.schema import GRPOStage, Recipe
+from mmreason.train.distributed import Backend
+
+WEIGHTS = "rollout_weights"  # in output_dir
+ASSEMBLED = (
+    "vLLM has no class for an assembled model; allowed are a native model that vLLM knows (Qwen2.5-VL ...) as "
+    "model.model_name_or_path, or rollout.engine: local"
+)
+FREE = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+def remote_engine(
+    recipe: Recipe, run_dir: Path, model: Any, family: Family, backend: Backend
+) -> VLLMRollout | None:
+    """The connected engine of `rollout.engine: vllm`; None for the local one, or where no stage rolls out.
+
+    Raises:
+        ValueError: vLLM cannot serve this model, or the server does not fit or answer.
+    """
+    if recipe.rollout.engine == "local" or not any(isinstance(s, GRPOStage) for s in recipe.stages):
+        return None
+    if family.name == "assembled":
+        raise ValueError(f"rollout.engine: {ASSEMBLED}")
+    run = backend.gather(uuid.uuid4().hex)[0]
+    folder = run_dir / WEIGHTS if recipe.rollout.weights_dir is None else Path(recipe.rollout.weights_dir)
+    engine = VLLMRollout(recipe.rollout, folder, model, run, pushes=backend.is_main)
+    engine.connect()
+    return engine
+
+
+def correction_of(recipe: Recipe) -> Correction | None:
+    """How the step corrects what another engine sampled; None for the local one, which samples as it trains."""
+    if recipe.rollout.engine == "local":
+        return None
+    rollout = recipe.rollout
+    return Correction(
+        rollout.importance_sampling_mode,
+        rollout.importance_sampling_clip_max,
+        rollout.importance_sampling_clip_min,
+    )
+
+
+def remote_problems(recipe: Recipe) -> list[str]:
+    """What of a recipe vLLM rollouts cannot do, without asking a server."""
+    if recipe.rollout.engine == "local":
+        return []
+    problems = [f"rollout.engine: {ASSEMBLED}"] if recipe.model.assemble is not None else []
+    for stage in [s for s in recipe.stages if isinstance(s, GRPOStage)]:
+        for key, free in FREE.items():
+            if getattr(stage, key) != free:
+                problems.append(
+                    f"stages.{stage.name}.{key}: got {getattr(stage, key):g}; allowed with rollout.engine: vllm is "
+                    f"{free:g}, since the ratio of a narrowed distribution to the trainer's whole one would be biased; "
+                    "remove the key, or take rollout.engine: local"
+                )
+    return problems
