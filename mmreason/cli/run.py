@@ -27,14 +27,22 @@ def train(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None
         leave()
 
 
-def validate(recipe: RecipePath, overrides: Overrides = None, json: JsonFile = None) -> None:
+def validate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="that will train together")] = 1,
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory-gb", min=0.001, help="of each process; default: what is here")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
     """Check everything that can be known before training; exit 1 and a list when something is wrong."""
     if not recipe.is_file():
         raise ValueError(f"validate: no recipe {str(recipe)!r}")
     with json_only(json):
-        from mmreason.validate import validate_file
+        from mmreason.validate import this_room, validate_file
 
-        report = validate_file(recipe, overrides or [])
+        report = validate_file(recipe, overrides or [], this_room(processes, memory_gb))
         show(report.table())
     emit(json, report.as_dict())
     if report.problems:

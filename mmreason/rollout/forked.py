@@ -93,6 +93,37 @@ def generate(
     return [[done[i, n] for n in range(count)] for i in range(len(prompts))]
 
 
+@torch.no_grad()
+def largest_moments(
+    model: Any,
+    family: Family,
+    pad_id: int,
+    prompts: Sequence[Rendered],
+    owner: torch.Tensor,
+    new_tokens: int,
+) -> torch.Tensor:
+    """What a rollout's memory is largest in: the prefill, and the last step of rows that are written full.
+
+    For fake tensors, which cannot be drawn from. `owner` is int64 [R], the prompt of each row; returns logits [R, V].
+    """
+    logits, positions, cache = _prefill(model, family, pad_id, prompts, owner)
+    for layer in cache.layers:
+        if isinstance(layer, ForkedLayer):
+            layer.fill(new_tokens - 1)
+    device = logits.device
+    here = owner.to(device)
+    tokens, seen = torch.zeros_like(here), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    with _attention(model):
+        return model(
+            inputs_embeds=model.get_input_embeddings()(tokens.unsqueeze(-1)),
+            attention_mask=seen,
+            position_ids=(positions[..., here] + new_tokens - 1).unsqueeze(-1),
+            past_key_values=cache,
+            use_cache=True,
+            forked=cache,
+        ).logits[:, -1]
+
+
 def _decode(
     model: Any,
     family: Family,

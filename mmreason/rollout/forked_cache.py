@@ -64,6 +64,14 @@ class ForkedLayer(CacheLayerMixin):
         self.values[:, :, at] = value_states[:, :, 0]
         return self.keys[:, :, : self.written], self.values[:, :, : self.written]
 
+    def fill(self, tokens: int) -> None:
+        """As if every row had written `tokens`; what the buffers then hold is not said."""
+        self.written = tokens
+        while self.keys.shape[2] <= tokens:
+            self.keys, self.values = (
+                torch.cat([part, torch.empty_like(part)], 2) for part in (self.keys, self.values)
+            )
+
     def move(self, to: torch.Tensor, origin: torch.Tensor, rows: int) -> None:
         """Rows `origin` take the places `to`; the first `rows` stay."""
         for part in (self.keys, self.values):

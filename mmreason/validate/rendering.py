@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mmreason.data.media import MediaError, decode, limits_of
 from mmreason.data.transforms import supervised
+from mmreason.memory import Rows
 from mmreason.render import Renderer, RenderError
-from mmreason.schema import GRPOStage, Recipe, SFTStage, StageConfig
+from mmreason.schema import Recipe, SFTStage, StageConfig
 from mmreason.types import DecodedMedium, Rendered, Sample
 from mmreason.validate.report import Report
 
 RENDERED_ROWS = (
     32  # rows of each source: so many evenly spread, as many of the largest, as many of the longest
 )
+
+
+@dataclass
+class Seen:
+    """What was rendered of a source, by kind: "prompt", and the full rows of every SFT stage by its name.
+
+    Example: `Seen({"prompt": [12, 30]}, {"prompt": longer})`.
+    """
+
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    longest: dict[str, Rendered] = field(default_factory=dict)
+
+    def take(self, kind: str, row: Rendered) -> None:
+        """Note a row; of the longest the media are kept."""
+        self.lengths.setdefault(kind, []).append(len(row))
+        if kind not in self.longest or len(row) > len(self.longest[kind]):
+            self.longest[kind] = row
 
 
 def render_rows(
@@ -23,11 +42,12 @@ def render_rows(
     samples: Sequence[Sample],
     pixels: Mapping[str, int],
     report: Report,
-) -> None:
+) -> Seen:
     """Decode and render some rows of a source as every stage that uses it does, and hold them against the limits.
 
     `pixels`: id of a row -> pixels of its pictures and frames; the rows with the most are among those rendered.
     """
+    seen = Seen()
     limits = limits_of(recipe, renderer.processor)
     stages = [s for s in recipe.stages if source in s.sources()]
     prompts: list[int] = []
@@ -48,6 +68,7 @@ def render_rows(
         if prompt is None:
             continue
         prompts.append(len(prompt))
+        seen.take("prompt", prompt)
         problems += [
             f"stages.{stage.name}: row {sample.id} has a prompt of {len(prompt)} tokens; allowed are "
             f"{stage.max_prompt_length} (max_prompt_length): raise it, shorten the question or lower model.max_pixels"
@@ -60,6 +81,7 @@ def render_rows(
             if full is None:
                 continue
             targets.append(len(full) - int(full.sampled.float().argmax()))
+            seen.take(stage.name, full)
             if len(full) > stage.max_length:
                 problems.append(
                     f"stages.{stage.name}: row {row.id} has {len(full)} tokens; allowed are {stage.max_length} "
@@ -67,6 +89,7 @@ def render_rows(
                 )
     report.add(list(dict.fromkeys(problems)))
     report.sources[source] |= {"prompt": _spans(prompts), "target": _spans(targets)}
+    return seen
 
 
 def _targets(stage: SFTStage, samples: Sequence[Sample], seed: int, report: Report) -> list[Sample]:
@@ -82,13 +105,17 @@ def _targets(stage: SFTStage, samples: Sequence[Sample], seed: int, report: Repo
     return rows
 
 
-def longest(report: Report, stage: StageConfig) -> tuple[int, int]:
-    """The longest prompt and target that were rendered for a stage; the stage's limits where nothing was."""
-    used = [report.sources[name] for name in stage.sources()]
-    prompts = [s["prompt"]["max"] for s in used if s["prompt"]]
-    targets = [s["target"]["max"] for s in used if s["target"]]
-    written = stage.max_completion_length if isinstance(stage, GRPOStage) else max(targets, default=0)
-    return max(prompts, default=stage.max_prompt_length), written
+def rows_of(stage: StageConfig, seen: Mapping[str, Seen]) -> Rows | None:
+    """The rows of a stage as they were rendered, full ones for SFT, prompts for the others; None: none was."""
+    kind = stage.name if isinstance(stage, SFTStage) else "prompt"
+    return joined([seen[name] for name in stage.sources() if name in seen], kind)
+
+
+def joined(seen: Sequence[Seen], kind: str) -> Rows | None:
+    """Rendered rows of one kind, of several sources."""
+    lengths = [n for s in seen for n in s.lengths.get(kind, ())]
+    rows = [s.longest[kind] for s in seen if kind in s.longest]
+    return Rows(max(rows, key=len), tuple(lengths)) if rows else None
 
 
 def _chosen(samples: Sequence[Sample], pixels: Mapping[str, int]) -> list[Sample]:

@@ -28,7 +28,7 @@ class Report:
     rewards: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # stage -> reward -> mean on gold answers
-    memory: dict[str, Memory] = field(default_factory=dict)  # stage -> estimate
+    memory: dict[str, Memory] = field(default_factory=dict)  # stage -> prediction
 
     def add(self, problems: Sequence[str]) -> None:
         """Take up problems of one kind: the first NAMED_PROBLEMS by name, the rest as a number."""
@@ -74,8 +74,8 @@ class Report:
             parts = Table(
                 "stage",
                 *Memory.PARTS,
-                "sum",
-                title="memory of one process in MB: a rough estimate, without Python and libraries (0.6 GB)",
+                "most at once",
+                title="predicted memory of one process in MB, without Python and libraries (0.6 GB)",
             )
             for stage, m in self.memory.items():
                 parts.add_row(stage, *(f"{v / 1e6:,.0f}" for v in [*m.parts(), m.total]))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from mmreason.data.media import MediaLimits, limits_of
-from mmreason.memory import estimate
 from mmreason.model.load import Loaded, load_model
 from mmreason.plugins import load_plugins
 from mmreason.recipe import RecipeError, load_recipe, mended_recipe, sources_of
@@ -16,7 +15,8 @@ from mmreason.render import Renderer
 from mmreason.schema import GRPOStage, PretaskStage, Recipe
 from mmreason.train.prepare import training_texts
 from mmreason.types import Sample
-from mmreason.validate.rendering import longest, render_rows
+from mmreason.validate.memory import Room, predict, this_room
+from mmreason.validate.rendering import Seen, render_rows
 from mmreason.validate.report import Report
 from mmreason.validate.rows import (
     check_ablations,
@@ -29,16 +29,16 @@ from mmreason.validate.rows import (
 from mmreason.validate.settings import fits, settings_problems
 
 
-def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
+def validate_file(path: str | Path, overrides: Sequence[str] = (), room: Room | None = None) -> Report:
     """Validate a recipe file. A recipe that is wrong itself is checked as it is without its wrong keys, if that will
-    do for a recipe; else its readable sources are.
+    do for a recipe; else its readable sources are. `room`: the memory of one process; None: of this machine.
     """
     try:
         recipe = load_recipe(path, overrides)
     except RecipeError as error:
         mended = mended_recipe(path, overrides)
         if mended is not None:
-            report = validate(mended, name=str(path))
+            report = validate(mended, name=str(path), room=room)
             report.problems[:0] = error.problems
             report.notes.append("the wrong keys of the recipe were left out for all that follows them")
             return report
@@ -48,10 +48,10 @@ def validate_file(path: str | Path, overrides: Sequence[str] = ()) -> Report:
                 check_media(name, read_source(name, cfg, Path(folder), report), MediaLimits(), report)
         report.notes.append("rendering, rewards and memory are checked once the recipe itself is sound")
         return report
-    return validate(recipe, name=str(path))
+    return validate(recipe, name=str(path), room=room)
 
 
-def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
+def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None) -> Report:
     """Check a recipe that parses: plugins, trackers, rows, media, template and token counts, rewards, memory."""
     report = Report(name)
     report.attempt(lambda: load_plugins(recipe.plugins))
@@ -72,13 +72,16 @@ def validate(recipe: Recipe, *, name: str = "recipe") -> Report:
             report.notes.append("rendering and memory are checked once the model loads")
             return report
         renderer = report.attempt(lambda: Renderer(loaded.processor, system_prompt=recipe.system_prompt))
+        seen: dict[str, Seen] = {}
         for source, samples in sources.items() if renderer is not None else ():
             wrong_rows = check_window(source, looked[source], loaded.processor, report)
             right = [s for s in samples if s.id not in wrong_rows]
-            render_rows(recipe, renderer, source, right, looked[source].pixels, report)
+            seen[source] = render_rows(recipe, renderer, source, right, looked[source].pixels, report)
     for stage in recipe.stages:
+        known = len(report.problems)
         report.attempt(partial(fits, stage, recipe, loaded))
-        report.memory[stage.name] = estimate(loaded, recipe, stage, *longest(report, stage))
+        if renderer is not None and len(report.problems) == known:
+            predict(loaded, renderer, recipe, stage, seen, room or this_room(), report)
     return report
 
 

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from mmreason.api import train
 from mmreason.data.media import MediaLimits
-from mmreason.memory import Memory, estimate
-from mmreason.model.load import Loaded
 from mmreason.recipe import build_recipe, load_recipe
 from mmreason.validate import validate, validate_file
 from mmreason.validate.rendering import _chosen
@@ -341,28 +338,3 @@ def test_the_shipped_recipes_are_ready(name: str) -> None:
     path = ROOT / "recipes" / f"{name}.yaml"
     fewer = [f"data.{source}.count=24" for source in load_recipe(path).data]
     assert validate_file(path, fewer).problems == []
-
-
-def test_the_memory_estimate_is_the_hand_computed_one() -> None:
-    class Text:
-        num_hidden_layers, hidden_size, vocab_size = 2, 8, 100
-        num_attention_heads, num_key_value_heads, head_dim = 2, 1, 4
-
-    model = torch.nn.Linear(10, 100, bias=False)
-    model.config = type("Config", (), {"get_text_config": lambda self: Text()})()
-    loaded = Loaded(model, None, None)  # type: ignore[arg-type]
-    sizes = {"per_device_train_batch_size": 4, "num_generations": 2}
-    whole = build_recipe(
-        {
-            "output_dir": "x",
-            "model": MODEL,
-            "data": {"mine": {"path": "p"}},
-            "stages": [SFT | {"per_device_train_batch_size": 4}, GRPO | sizes | {"beta": 0.1}],
-        }
-    )
-    sft, grpo = (estimate(loaded, whole, stage, 6, 4) for stage in whole.stages)
-    # 1,000 float32 parameters; 40 tokens x (2 layers x 8 x 17 values x 4 bytes + 100 x 4 bytes x 3)
-    assert sft == Memory(4000, 4000, 8000, 0, 40 * (1088 + 1200), 0)
-    # keys and values: 40 tokens x 2 layers x 2 x 1 head x 4 x 4 bytes
-    assert grpo == Memory(4000, 4000, 8000, 4000, 40 * (1088 + 1200), 40 * 64)
-    assert grpo.total == 4000 + 8000 + 4000 + 4000 + 40 * (1088 + 1200)
