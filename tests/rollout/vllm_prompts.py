@@ -36,9 +36,9 @@ def tiny_served(folder: Path) -> Path:
     return checkpoint(SHAPE, folder)
 
 
-def loaded(folder: Path) -> Any:
+def loaded(folder: Path, **keys: Any) -> Any:
     """The model and its processor."""
-    return load_model(ModelConfig(model_name_or_path=str(folder)), texts=lambda: [], seed=0)
+    return load_model(ModelConfig(model_name_or_path=str(folder), **keys), texts=lambda: [], seed=0)
 
 
 def prompt(renderer: Renderer, number: int, pictures: int = 1, text: str = "How many squares?") -> Prompt:
