@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def remote_engine(
     if family.name == "assembled":
         raise ValueError(f"rollout.engine: {ASSEMBLED}")
     run = backend.gather(uuid.uuid4().hex)[0]
-    folder = run_dir / WEIGHTS if recipe.rollout.weights_dir is None else Path(recipe.rollout.weights_dir)
+    place = recipe.rollout.weights_dir
+    if place is None and backend.is_main:
+        shutil.rmtree(run_dir / WEIGHTS, ignore_errors=True)  # of this run, when it was killed
+    folder = (run_dir / WEIGHTS if place is None else Path(place)) / run[:12]  # runs may share the place
     engine = VLLMRollout(recipe.rollout, folder, model, run, pushes=backend.is_main)
     engine.connect()
     return engine

@@ -62,6 +62,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         ablate_run(context)
     seconds = position["before_seconds"] + time.perf_counter() - began
     context.metrics.close()
+    if context.remote is not None:
+        context.remote.close()
     if context.backend.is_main:
         folder.write_timing(run_dir, context.seconds, seconds, context.metrics.peak_memory)
     context.backend.close()

@@ -24,12 +24,14 @@ import torch
 
 from mmreason.model.family import family_of
 from mmreason.objective import token_logprobs
+from mmreason.recipe import dump_recipe
 from mmreason.render import Renderer
 from mmreason.render.renderer import with_completion
 from mmreason.rollout import generate
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_requests import Prompt
 from mmreason.rollout.vllm_serve import find_python, on_cpu
+from mmreason.rollout.vllm_server import write_weights
 from mmreason.schema import Recipe
 from mmreason.train.run import train
 from mmreason.types import Trajectory
@@ -194,6 +196,26 @@ def test_greedy_output_follows_the_weights(server: Server, model: Any, tmp_path:
     assert len(seen) == 3
 
 
+def test_adapters_are_served_merged(server: Server, folder: Path, tmp_path: Path):
+    model = loaded(folder, use_peft=True, lora_r=4)
+    renderer = Renderer(model.processor)
+    shaken(model.model, 20)  # fresh adapters change nothing
+    rollout = engine(server.url, tmp_path / "weights", model.model, run="lora", max_wait=60.0)
+    rollout.publish(model.model, 0)
+    given = prompts(renderer)[:2]
+    groups = rollout.complete(given, 8, SamplingParams(12), renderer)
+    assert mismatch(model.model, renderer, given, groups, 1.0) <= MISMATCH
+
+
+def test_a_server_that_a_killed_run_left_paused_goes_on(server: Server, model: Any, tmp_path: Path):
+    renderer = Renderer(model.processor)
+    rollout = engine(server.url, tmp_path / "weights", model.model, run="next", max_wait=60.0)
+    rollout.client.post("/pause?mode=wait")
+    rollout.connect()
+    rollout.publish(model.model, 0)
+    assert len(rollout.complete([prompt(renderer, 1)], 2, SamplingParams(4), renderer)[0]) == 2
+
+
 def test_stop_strings_end_a_completion_where_they_end(server: Server, model: Any, tmp_path: Path):
     renderer = Renderer(model.processor)
     rollout = engine(server.url, tmp_path / "weights", model.model, run="stop", max_wait=60.0)
@@ -285,3 +307,45 @@ def test_a_run_goes_on_over_the_servers_death(
     assert all(line["sampling/outside_ratio"] == 0 for line in lines)
     assert all(abs(line["sampling/importance_sampling_ratio/mean"] - 1) <= MISMATCH for line in lines)
     assert len(list((out / "completions").iterdir())) == 3
+    assert list((out / "rollout_weights").iterdir()) == []  # nothing is left of what was sent
+
+
+def test_two_ranks_share_a_server(server: Server, folder: Path, tmp_path: Path):
+    """One gives it the weights, both ask; every rank's completions are of the step's version."""
+    server.wait()
+    out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
+    whole = recipe(out, rows, folder, server.url)
+    (stage,) = whole.stages
+    stage.max_steps, stage.per_device_train_batch_size = 4, 16
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(whole))
+    command = [sys.executable, "-m", "mmreason.cli", "launch", str(path), "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = small.metrics(out)
+    assert [line["rollout/version"] for line in lines] == [1, 1, 3, 3]
+    assert all(
+        line["rows"] == 32 and line["sampling/sampling_logp_difference/max"] <= MISMATCH for line in lines
+    )
+    assert sum(line["rollout/pushes"] for line in lines[::2]) == 2
+
+
+def test_without_a_pause_new_weights_would_break_the_server(server: Server, model: Any, tmp_path: Path):
+    """The control of the tests above, and the last of them: vLLM dies of the repeated picture, or answers from the
+    old weights' cache.
+    """
+    renderer = Renderer(model.processor)
+    rollout = engine(server.url, tmp_path / "weights", model.model, run="control", max_wait=60.0)
+    rollout.publish(model.model, 0)
+    given, params = prompts(renderer), SamplingParams(12)
+    rollout.complete(given, 4, params, renderer)
+    shaken(model.model, 30)
+    there = write_weights(model.model, tmp_path / "weights" / "version-1")
+    rollout.client.rpc("mmreason_load", folder=str(there), run="control", version="1")
+    rollout.version, rollout.config = 1, rollout.config.model_copy(update={"max_wait": 0.0})
+    try:
+        groups = rollout.complete(given, 4, params, renderer)
+    except ValueError as error:
+        assert "gave up" in str(error)
+        return
+    assert mismatch(model.model, renderer, given, groups, 1.0) > 0.5
