@@ -64,7 +64,9 @@ def ablate_run(context: Context) -> None:
         return
     plain = stage_rows(context.run_dir, stored[last])
     answered = {(row.source, row.id) for row in plain}
-    asked = {n: [s for s in context.sources[n] if (s.source, s.id) in answered] for n in config.data}
+    asked: dict[str, Sequence[Sample]] = {
+        n: [s for s in context.sources[n] if (s.source, s.id) in answered] for n in config.data
+    }
     samples = limit_evenly(asked, config.ablate_limit)
     blocks = {}
     for ablation in map(parse_ablation, config.ablate):
