@@ -54,7 +54,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
         (["export", "no_such_checkpoint", "out"], "no_such_checkpoint"),
         (["chat", "./no_such_model", "why?"], "no_such_model"),
         (["data", "make", "no_such_world", "--out", "out"], "no_such_world"),
-        (["serve"], "serve: this version has no"),
+        (["serve", "./no_such_model"], "no folder './no_such_model'"),
         (["tool", "zoom"], "no tool 'zoom'"),
         (["bench", "speed"], "no benchmark 'speed'"),
         (["score", __file__, "--reward", "exact"], "test_cli.py:1: not JSON"),
