@@ -1,17 +1,17 @@
 """Each distinct medium passes its encoder once, however many rows, passes and steps ask for it.
 
 While `encode_once` is open, every tower of the model is stood in for by a module that knows which media it has seen.
-A frozen tower's features are kept by content, across steps and epochs, for the policy and its reference alike; each
-medium is encoded by itself, so that its features do not depend on what stood beside it. A tower that learns encodes
-the distinct media of each forward pass, and without gradients (rollouts, old log-probabilities) keeps them until its
-weights change. A projector inside a tower (Qwen-VL's mergers) that learns above frozen layers runs in every pass, on
-what those layers made.
+A frozen tower's features are kept by content, across steps and epochs, for the policy and its reference alike; those of
+a call that are not known yet are encoded side by side, some at a time. A tower that learns encodes the distinct media
+of each forward pass, and without gradients (rollouts, old log-probabilities) keeps them until its weights change. A
+projector inside a tower (Qwen-VL's mergers) that learns above frozen layers runs in every pass, on what those layers
+made.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,8 @@ from mmreason.model.feature_cache import FeatureCache, Made, digest, own_tensors
 
 log = logging.getLogger(__name__)
 _said: set[str] = set()
+# numbers (of pixels, or of a spectrogram) that a frozen tower is given at once: beyond them a CPU's caches gain nothing
+AT_ONCE, AT_ONCE_ON_CPU = 2**23, 2**19
 DIGITS = 128  # base of the numbers that follow a merger's rows; bfloat16 holds them exactly
 
 
@@ -73,6 +75,21 @@ class _Call:
     rest: dict[str, Any]  # the same for all media
     patches: list[int] | None  # rows of each medium where a tower takes patches; None: one row each
 
+    def in_batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
+        """Some of the media, in their order, as many at once as one call of a frozen tower takes."""
+        main = next(iter(self.parts[0]))
+        most = AT_ONCE_ON_CPU if self.parts[0][main].device.type == "cpu" else AT_ONCE
+        batch: list[int] = []
+        numbers = 0
+        for i in chosen:
+            numbers += self.parts[i][main].numel()
+            if batch and numbers > most:
+                yield batch
+                batch, numbers = [], self.parts[i][main].numel()
+            batch.append(i)
+        if batch:
+            yield batch
+
     def of(self, tower: nn.Module, chosen: Sequence[int]) -> Any:
         """What the tower makes of some of the media, called as it was."""
         tensors = {n: torch.cat([self.parts[i][n] for i in chosen]) for n in self.parts[0]}
@@ -119,7 +136,7 @@ class _Once(nn.Module):
         if learns:
             made = self._learning(call, first)
         else:
-            made = {name: self._frozen(call, i, name) for name, i in first.items()}
+            made = self._frozen(call, first)
         return _put_together([made[name] for name in names])
 
     def _learning(self, call: _Call, first: dict[str, int]) -> dict[str, Made]:
@@ -137,25 +154,43 @@ class _Once(nn.Module):
                 self.cache.put((owner, name), made[name])
         return made
 
-    def _frozen(self, call: _Call, number: int, name: str) -> Made:
-        """One medium, by what is known of it; its projectors run anew where they learn, or where only they differ."""
-        learns = any(p.requires_grad for merger in self.mergers for p in merger.parameters())
-        whole = "" if learns else self.cache.owner(self.tower)
-        made = None if learns else self.cache.get((whole, name))
-        if made is not None:
-            return made
-        below = self.cache.owner(self.tower, self.mergers) + " below" if self.mergers else ""
-        states = self.cache.get((below, name)) if self.mergers else None
-        if states is None and not learns:
+    def _frozen(self, call: _Call, first: dict[str, int]) -> dict[str, Made]:
+        """The distinct media of this call; its projectors run anew where they learn, or where only they differ."""
+        if any(p.requires_grad for merger in self.mergers for p in merger.parameters()):
+            return self._merged(self._kept(call, first, self._below_owner(), self._below))
+        whole = self.cache.owner(self.tower)
+        below = self._below_owner() if self.mergers else None
+        made: dict[str, Made] = {}
+        states: dict[str, Made] = {}
+        for name in first:
+            if (known := self.cache.get((whole, name))) is not None:
+                made[name] = known
+            elif below is not None and (known := self.cache.get((below, name))) is not None:
+                states[name] = known
+        missing = {name: i for name, i in first.items() if name not in made and name not in states}
+        made |= self._kept(call, missing, whole, self._encoded)
+        return made | self._merged(states)
+
+    def _below_owner(self) -> str:
+        return self.cache.owner(self.tower, self.mergers) + " below"
+
+    def _kept(
+        self,
+        call: _Call,
+        first: dict[str, int],
+        owner: str,
+        make: Callable[[_Call, Sequence[int]], list[Made]],
+    ) -> dict[str, Made]:
+        """What `make` makes of each medium: out of the cache, or made now, without gradients, and put there."""
+        made = {name: known for name in first if (known := self.cache.get((owner, name))) is not None}
+        names = {i: name for name, i in first.items() if name not in made}
+        for batch in call.in_batches(list(names)):
             with torch.no_grad():
-                (made,) = self._encoded(call, [number])
-            self.cache.put((whole, name), made)
-            return made
-        if states is None:
-            with torch.no_grad():
-                states = self._below(call, number)
-            self.cache.put((below, name), states)
-        return self._merged(states)
+                results = make(call, batch)
+            for i, result in zip(batch, results, strict=True):
+                made[names[i]] = result.by_itself()
+                self.cache.put((owner, names[i]), made[names[i]])
+        return made
 
     def _encoded(self, call: _Call, chosen: Sequence[int]) -> list[Made]:
         """What the tower makes of some media of a call, each apart."""
@@ -175,8 +210,8 @@ class _Once(nn.Module):
             for i in range(len(chosen))
         ]
 
-    def _below(self, call: _Call, number: int) -> Made:
-        """What the projectors inside the tower are given of one medium, [rows, patches of a row x D] each.
+    def _below(self, call: _Call, chosen: Sequence[int]) -> list[Made]:
+        """What the projectors inside the tower are given of some media, [rows, patches of a row x D] each.
 
         Rows stand in the order in which the tower gives features out (Qwen2.5-VL's windows are undone): while the
         tower runs, each projector's rows are replaced by their own numbers, which come out where the features would.
@@ -194,24 +229,44 @@ class _Once(nn.Module):
 
         # deeper layers' projectors run before the last one
         hooks = [merger.register_forward_hook(number_rows) for merger in self.mergers]
-        (made,) = self._encoded(call, [number])
-        for hook in hooks:
-            hook.remove()
-        numbered = [*made.fields.get("deepstack_features", []), *made.fields["pooler_output"]]
-        places = torch.tensor([1, DIGITS, DIGITS**2], device=numbered[0].device)
-        ordered = [
-            x[(marks[:, :3].long() * places).sum(-1)] for x, marks in zip(given, numbered, strict=True)
-        ]
-        return Made(made.kind, {"pooler_output": ordered[-1:], "deepstack_features": ordered[:-1]})
+        try:
+            numbered = self._encoded(call, chosen)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        places = torch.tensor([1, DIGITS, DIGITS**2], device=given[0].device)
+        made = []
+        for medium in numbered:
+            marked = [*medium.fields.get("deepstack_features", []), *medium.fields["pooler_output"]]
+            ordered = [
+                x[(marks[:, :3].long() * places).sum(-1)] for x, marks in zip(given, marked, strict=True)
+            ]
+            made.append(
+                Made(medium.kind, {"pooler_output": ordered[-1:], "deepstack_features": ordered[:-1]})
+            )
+        return made
 
-    def _merged(self, states: Made) -> Made:
-        """The features of one medium, by the projectors as they are now."""
+    def _merged(self, states: dict[str, Made]) -> dict[str, Made]:
+        """The features of media, by the projectors as they are now."""
+        if not states:
+            return {}
         last, *deep = self.mergers
-        fields = {"pooler_output": [last(states.fields["pooler_output"][0].flatten(0, 1))]}
-        if deep:
-            parts = zip(deep, states.fields["deepstack_features"], strict=True)
-            fields["deepstack_features"] = [merger(x.flatten(0, 1)) for merger, x in parts]
-        return Made(states.kind, fields)
+        below = list(states.values())
+        sizes = [len(one.fields["pooler_output"][0]) for one in below]
+
+        def run(merger: nn.Module, field: str, place: int) -> tuple[torch.Tensor, ...]:
+            together = torch.cat([one.fields[field][place] for one in below])
+            return merger(together.flatten(0, 1)).split(sizes)
+
+        lasts = run(last, "pooler_output", 0)
+        deeper = [run(merger, "deepstack_features", k) for k, merger in enumerate(deep)]
+        made = {}
+        for i, (name, one) in enumerate(states.items()):
+            fields = {"pooler_output": [lasts[i]]}
+            if deep:
+                fields["deepstack_features"] = [parts[i] for parts in deeper]
+            made[name] = Made(one.kind, fields)
+        return made
 
 
 def _taken_apart(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:

@@ -32,6 +32,16 @@ class Made:
         """Bytes held."""
         return sum(t.numel() * t.element_size() for parts in self.fields.values() for t in parts)
 
+    def by_itself(self) -> Made:
+        """Tensors of its own: a part of a larger one would keep all of that."""
+        alone = {
+            field: [
+                x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x for x in parts
+            ]
+            for field, parts in self.fields.items()
+        }
+        return Made(self.kind, alone)
+
 
 class FeatureCache:
     """The latest features, by (encoder's fingerprint, medium's digest), within `max_bytes`.

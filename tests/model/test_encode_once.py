@@ -73,7 +73,7 @@ class Encoded:
     """Counts the media that the real towers encode; `blocks` those of a Qwen-VL tower."""
 
     def __init__(self, loaded: Loaded, model: Any = None) -> None:
-        self.media = 0
+        self.media = self.calls = 0
         self.hooks = [
             parent._modules[name].register_forward_pre_hook(self._count, with_kwargs=True)  # type: ignore[union-attr]
             for parent, name in module._towers(model or loaded.model, loaded.family)
@@ -83,6 +83,7 @@ class Encoded:
         grid = kwargs.get("grid_thw")
         main = args[0] if args else next(iter(kwargs.values()))
         self.media += len(main) if grid is None else len(grid)
+        self.calls += 1
 
     def __enter__(self) -> Encoded:
         return self
@@ -167,6 +168,43 @@ def test_frozen_media_are_encoded_once_for_all_passes(
             with encode_once(loaded.model, loaded.family, cache):
                 gradients(loaded, prompts)
     assert (mine.media, theirs.media) == (distinct_media(loaded, prompts), 0)
+
+
+def kept(cache: FeatureCache) -> dict[tuple[str, str], dict[str, list[torch.Tensor]]]:
+    return {key: made.fields for key, made in cache._made.items()}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_OMNI)
+@pytest.mark.parametrize("learn", [("llm",), ("projector", "llm")])
+def test_frozen_media_are_encoded_side_by_side(
+    loaded: Loaded, kind: str, learn: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at once as the bound says; the features are those of media one by one, and hold no others' memory."""
+    parts_that_learn(loaded, *learn)
+    prompts = twice(loaded, kind)
+    caches, calls = [], []
+    for bound in (0, 2**40):
+        monkeypatch.setattr(module, "AT_ONCE_ON_CPU", bound)
+        caches.append(FeatureCache(BIG))
+        with Encoded(loaded) as seen, encode_once(loaded.model, loaded.family, caches[-1]):
+            gradients(loaded, prompts)
+        calls.append(seen.calls)
+    one, together = map(kept, caches)
+    assert one.keys() == together.keys() and len(one) == distinct_media(loaded, prompts)
+    towers = len(list(module._towers(loaded.model, loaded.family)))
+    assert calls[0] == len(one) and calls[1] <= 2 * towers  # pictures and videos are two calls of one tower
+    for key, fields in one.items():
+        for name, parts in fields.items():
+            for x, y in zip(parts, together[key][name], strict=True):
+                torch.testing.assert_close(y, x, atol=1e-6, rtol=1e-6)
+                assert y.untyped_storage().nbytes() == y.numel() * y.element_size()
+
+
+def test_batches_of_media_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = module._Call([{"": torch.zeros(1, n)} for n in (30, 30, 50, 200, 10)], {}, None)
+    monkeypatch.setattr(module, "AT_ONCE_ON_CPU", 110)
+    assert list(call.in_batches([0, 1, 2, 3, 4])) == [[0, 1, 2], [3], [4]]
+    assert list(call.in_batches([4, 1, 0])) == [[4, 1, 0]] and list(call.in_batches([])) == []
 
 
 @pytest.mark.parametrize("kind", WITHOUT_OMNI)
