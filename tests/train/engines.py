@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +20,10 @@ import mmreason_encoders  # noqa: F401  registers the architectures, once for al
 from mmreason.model.load import load_model
 from mmreason.model.parts import parameter_groups
 from mmreason.render import Renderer
+from mmreason.rollout.forked import generate
+from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import ModelConfig, SFTStage, SharedPrefix
-from mmreason.train import distributed
+from mmreason.train import distributed, step
 from mmreason.train.deepspeed_config import DeepSpeedConfig, _settings
 from mmreason.train.distributed import Backend, DDPBackend, leave, make_backend
 from mmreason.train.micro import Sharing
@@ -39,6 +42,9 @@ RELEASING = {
     "stage3_max_reuse_distance": 0,
     "stage3_prefetch_bucket_size": 0,
 }
+# tokens of the completions of each group: the first half writes long ones, the second half short ones
+LENGTHS = [(60, 2), (45, 9), (2, 1), (3, 1)]
+SLICED = ("ids", "roles", "sampled", "token_types")
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,14 @@ class Case:
     """One training."""
 
     engine: str  # plain, ddp, or a value of the recipe's deepspeed key
-    rows: str = "sft"  # sft, grpo, mixed
+    rows: str = "sft"  # sft, grpo, mixed, or a way in which the two halves differ: pictures, films, lengths
     max_tokens: int = 1  # every row its own micro-batch
     optimizer: str = "sgd"
     lora: bool = False
     sharing: SharedPrefix = "off"
-    guard: bool = True  # False: ranks run only the encoders that their own rows need
+    guard: bool = (
+        True  # False: a rank runs its own micro-batches and the encoders they need; it gathers as it decodes
+    )
     steps: int = 3
     then: str = "same"  # what steps after the first one learn from: the same rows; `text` those without media
     poisoned: bool = False  # the second step's loss is infinite on the first rank
@@ -66,21 +74,50 @@ class Case:
 
 def rows_of(kind: str, processor: Any) -> list[list[TrainingSample]]:
     """Units that stay together on a rank: single rows, or groups."""
-    if kind == "grpo":
-        rows = grpo_rows(processor)
+    if kind in ("grpo", "lengths"):
+        rows = (
+            grpo_rows(processor) if kind == "grpo" else grpo_rows(processor, lengths=LENGTHS, pictures=False)
+        )
         return [rows[i : i + 2] for i in range(0, len(rows), 2)]
-    made = mixed_rows(processor) if kind == "mixed" else sft_rows(processor)
+    if kind == "pictures":
+        made = mixed_rows(processor, ("image", "image", "text", "text"))
+    elif kind == "films":
+        made = mixed_rows(processor, ("video", "video", "audio", "audio"), frames=24, seconds=0.2)
+    else:
+        made = mixed_rows(processor) if kind == "mixed" else sft_rows(processor)
     return [[row] for row in made]
+
+
+def _decode(trainer: Trainer, renderer: Renderer, rows: list[TrainingSample], case: Case) -> None:
+    """Write completions to the rows' prompts, on the first rank long ones, on the others short ones; none is kept."""
+    prompts = [
+        replace(row.rendered, **{name: getattr(row.rendered, name)[:begins] for name in SLICED})
+        for row in rows[::2]
+        for begins in [int(row.rendered.sampled.nonzero()[0])]
+    ]
+    first = LENGTHS[: len(prompts)] if trainer.backend.is_main else LENGTHS[-len(prompts) :]
+    limits = torch.tensor(first)
+    with trainer.backend.whole() if case.guard else nullcontext():
+        generate(
+            trainer.model,
+            trainer.family,
+            renderer,
+            prompts,
+            2,
+            SamplingParams(int(limits.max())),
+            limits=limits,
+        )
 
 
 def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dict[str, float]]]:
     """The case's steps on this rank's share of its rows."""
     model = ModelConfig(model_name_or_path=str(folder), use_peft=case.lora, lora_r=4, lora_alpha=16)
     loaded = load_model(model, texts=lambda: [], seed=0)
+    renderer = Renderer(loaded.processor)
     units = rows_of(case.rows, loaded.processor)
     size = len(units) // backend.world_size  # halves, not every other one: ranks see other modalities
     rows = [row for unit in units[size * backend.rank :][:size] for row in unit]
-    rate = {"sgd": 0.02 if case.rows == "mixed" else 0.5, "adamw": 1e-3}[case.optimizer]
+    rate = {"sgd": 0.5 if case.rows in ("sft", "grpo") else 0.02, "adamw": 1e-3}[case.optimizer]
     stage = SFTStage(type="sft", name="s", data=[], learning_rate=rate, optimizer=case.optimizer)
     groups = parameter_groups(loaded.model, loaded.family, model, rate, 0.0)
     trainer = Trainer(
@@ -93,10 +130,15 @@ def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dic
         max_grad_norm=1.0 if case.optimizer == "adamw" else 1e9,
         max_tokens=case.max_tokens,
         sharing=Sharing(case.sharing),
-        show=shower(Renderer(loaded.processor), 16_000),
+        show=shower(renderer, 16_000),
     )
     steps = [_rows_of_step(rows, case, backend, step) for step in range(case.steps)]
-    return trainer, [train_step(trainer, some, Objective(epsilon_high=0.28), 0.0) for some in steps]
+    metrics = []
+    for some in steps:
+        if case.rows == "lengths":
+            _decode(trainer, renderer, rows, case)
+        metrics.append(train_step(trainer, some, Objective(epsilon_high=0.28), 0.0))
+    return trainer, metrics
 
 
 def _rows_of_step(
@@ -130,36 +172,44 @@ def backend_of(case: Case) -> Backend:
         return DDPBackend()
     settings = {"zero_optimization": RELEASING} if case.engine == "zero3" else _settings(case.engine)
     backend = make_backend("auto", DeepSpeedConfig(settings, bf16=False, autocast=False))
-    backend.lockstep = case.guard
     return backend
 
 
-def in_ranks(folder: Path, out: Path, cases: Sequence[Case], world: int = 2) -> list[int | None]:
-    """Run the cases one after the other in `world` processes; `CASE.safetensors` in `out`. Exit codes by rank."""
+def in_ranks(
+    folder: Path, out: Path, cases: Sequence[Case], world: int = 2, patience: float = SECONDS
+) -> list[int | None]:
+    """Run the cases one after the other in `world` processes; `CASE.safetensors` in `out`. Exit codes by rank.
+
+    A rank waits `patience` seconds for another one, and is killed a minute a case later.
+    """
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    given = (world, port, str(folder), str(out), list(cases))
+    given = (world, port, str(folder), str(out), list(cases), patience)
     ranks = [context.Process(target=_rank, args=(rank, *given)) for rank in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(SECONDS + 60 * len(cases))
+        process.join(patience + 60 * len(cases))
         if process.exitcode is None:
             process.kill()
             process.join()
     return [process.exitcode for process in ranks]
 
 
-def _rank(rank: int, world: int, port: int, folder: str, out: str, cases: list[Case]) -> None:
+def _rank(
+    rank: int, world: int, port: int, folder: str, out: str, cases: list[Case], patience: float
+) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    distributed.TIMEOUT = timedelta(seconds=SECONDS)
+    distributed.TIMEOUT = timedelta(seconds=patience)
+    agreed = step.together
     for case in cases:
+        step.together = agreed if case.guard else lambda trainer, rows, plans: (list(rows), list(plans))
         backend = backend_of(case)
         trainer, metrics = train(Path(folder), case, backend)
         found = parameters(trainer)

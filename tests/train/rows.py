@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mmreason.render import Renderer
@@ -16,8 +18,17 @@ def sft_rows(processor, count: int = 8) -> list[TrainingSample]:
     return [sft_sample(renderer.full(*picture_sample(i, with_answer=True))) for i in range(count)]
 
 
-def grpo_rows(processor, count: int = 8, loss_type: str = "dapo") -> list[TrainingSample]:
-    """Two-row groups with made-up completions, advantages, old and reference log-probabilities."""
+def grpo_rows(
+    processor,
+    count: int = 8,
+    loss_type: str = "dapo",
+    lengths: Sequence[tuple[int, int]] | None = None,
+    pictures: bool = True,
+) -> list[TrainingSample]:
+    """Two-row groups with made-up completions, advantages, old and reference log-probabilities.
+
+    `lengths` of each group's completions; None: short ones. Without `pictures` every prompt is text.
+    """
     from mmreason.objective import advantages, grpo_samples
     from mmreason.types import Group, Trajectory
 
@@ -25,11 +36,12 @@ def grpo_rows(processor, count: int = 8, loss_type: str = "dapo") -> list[Traini
     generator = torch.Generator().manual_seed(3)
     rows: list[TrainingSample] = []
     for g in range(count // 2):
-        sample, media = picture_sample(g)
+        sample, media = picture_sample(g if pictures else 2 * g + 1)
         prompt = renderer.prompt(sample, media)
         trajectories = []
         for i in range(2):
-            ids = renderer.append(prompt, *completion(renderer, g, i)).ids[len(prompt) :]
+            length = 3 + 2 * g + i if lengths is None else lengths[g][i]
+            ids = renderer.append(prompt, *completion(renderer, g, i, length)).ids[len(prompt) :]
             trajectories.append(
                 Trajectory(ids, torch.ones(len(ids), dtype=torch.bool), "x", "stop", reward=float(i))
             )
@@ -51,11 +63,9 @@ def grpo_rows(processor, count: int = 8, loss_type: str = "dapo") -> list[Traini
     return [replace(row, old_logprobs=noise(row), ref_logprobs=noise(row)) for row in rows]
 
 
-def completion(renderer: Renderer, g: int, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of a short completion that ends properly, and their sampled bits."""
-    ids = torch.tensor(
-        [20 + (g * 7 + i * 3 + k) % 40 for k in range(3 + 2 * g + i)] + [min(renderer.eos_ids)]
-    )
+def completion(renderer: Renderer, g: int, i: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of a completion of `length` tokens that ends properly, and their sampled bits."""
+    ids = torch.tensor([20 + (g * 7 + i * 3 + k) % 40 for k in range(length)] + [min(renderer.eos_ids)])
     return ids, torch.ones(len(ids), dtype=torch.bool)
 
 
@@ -80,15 +90,19 @@ def picture_sample(i: int, with_answer: bool = False) -> tuple[Sample, list[Deco
     return sample, media if has_picture else []
 
 
-def mixed_rows(processor) -> list[TrainingSample]:
-    """Eight rows: the first four show pictures or nothing, the others films or sound, where the model has the sense."""
+MIXED = ("image", "text", "image", "text", "video", "audio", "text", "audio")
+
+
+def mixed_rows(
+    processor, kinds: Sequence[str] = MIXED, frames: int = 6, seconds: float = 0.75
+) -> list[TrainingSample]:
+    """A row of each kind, where the model has the sense (else text); of MIXED, the first half is seen, not heard."""
     import numpy as np
 
     from mmreason.objective import sft_sample
     from mmreason.types import MediumRef
 
     renderer = Renderer(processor)
-    kinds = ("image", "text", "image", "text", "video", "audio", "text", "audio")
     rows = []
     for i, wanted in enumerate(kinds):
         kind = wanted if wanted in renderer._tokens else "text"
@@ -107,15 +121,15 @@ def mixed_rows(processor) -> list[TrainingSample]:
                 DecodedMedium(
                     "video",
                     f"{i}",
-                    frames=noise.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8),
-                    timestamps=np.arange(6) * 0.5,
+                    frames=noise.integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8),
+                    timestamps=np.arange(frames) * 0.5,
                 )
             ],
             "audio": [
                 DecodedMedium(
                     "audio",
                     f"{i}",
-                    waveform=noise.standard_normal(12_000).astype(np.float32) * 0.1,
+                    waveform=noise.standard_normal(round(seconds * 16_000)).astype(np.float32) * 0.1,
                     sampling_rate=16_000,
                 )
             ],
