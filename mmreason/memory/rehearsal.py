@@ -24,7 +24,7 @@ from mmreason.model.parts import add_lora
 from mmreason.objective import sft_sample, tw_grpo
 from mmreason.render import side_by_side, with_completion
 from mmreason.rollout import forked
-from mmreason.rollout.budget import Share, held, in_batches, token_bytes
+from mmreason.rollout.budget import Share, held, in_batches, kept_by
 from mmreason.rollout.generate import concat_media, left_pad
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import GRPOStage, ModelConfig, Recipe, SFTStage, StageConfig
@@ -152,9 +152,11 @@ def rollout_peak(
 
     lengths = [len(prompt)] * prompts
     in_batches(stand.model, lengths, count, params, take, shared=shared)
-    largest = max(batches, key=lambda batch: held(batch, lengths, params, shared))
-    shown = stand.row(prompt)
     model = bare(stand.model).eval()
+    kept = kept_by(model)
+    sizes = [held(kept, batch, lengths, params, shared) for batch in batches]
+    largest = batches[sizes.index(max(sizes))]
+    shown = stand.row(prompt)
     rows = sum(map(len, largest))
     draw = DRAWN + (NARROWED if params.top_k or params.top_p < 1 or params.min_p else 0)
     with _counted(stand) as live:
@@ -164,14 +166,11 @@ def rollout_peak(
             logits = forked.largest_moments(
                 model, stand.family, stand.pad_id, same, owner, params.max_new_tokens
             )
-            room = -(-params.max_new_tokens // 64)  # a row's buffer doubles from 64 tokens on
-            wide = 64 * 2 ** (room - 1).bit_length()
-            kept = len(largest) * len(prompt) + rows * wide
         else:
-            logits, kept = _plain_rollout(stand, [shown] * rows, params.max_new_tokens)
+            logits = _plain_prefill(stand, [shown] * rows)
         drawing = live.now + logits.numel() * draw
     del logits
-    return max(live.peak, drawing), kept * token_bytes(stand.model)
+    return max(live.peak, drawing), max(sizes)
 
 
 def feature_bytes(stand: Stand, row: Rendered) -> int:
@@ -181,13 +180,12 @@ def feature_bytes(stand: Stand, row: Rendered) -> int:
     return shown * int(table.shape[1]) * table.element_size()
 
 
-def _plain_rollout(stand: Stand, rows: Sequence[Rendered], new_tokens: int) -> tuple[torch.Tensor, int]:
-    """The prefill of every row by itself, its keys held; logits, and the tokens whose keys it holds in the end."""
+def _plain_prefill(stand: Stand, rows: Sequence[Rendered]) -> torch.Tensor:
+    """The prefill of every row by itself, its keys held while the logits are made."""
     ids, mask, token_types = left_pad(rows, stand.pad_id)
     inputs = media_inputs(stand.family, concat_media(rows), token_types)
     out = stand.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **inputs)
-    tokens = ids.shape[1] + new_tokens
-    return out.logits[:, -1], ids.shape[0] * tokens
+    return out.logits[:, -1]
 
 
 @contextmanager

@@ -13,11 +13,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers.cache_utils import DynamicCache, LinearAttentionLayer
 
 from mmreason.model.family import bare
 from mmreason.rollout.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 4096  # columns x prompts that are prefilled at once
+FIRST = 64  # tokens that a row's buffer holds at first; it doubles when it is full
 
 # What a model's rollouts ran out of memory with, in bytes: later ones stay below half of it.
 _most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -35,13 +39,33 @@ class Share:
         return self.last - self.first
 
 
-def token_bytes(model: Any) -> int:
-    """Bytes of one token's keys and values over all layers (a layer that keeps a state instead is counted as well)."""
-    config = bare(model).get_decoder().config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = next(model.parameters()).element_size()
-    return config.num_hidden_layers * 2 * heads * head * width
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a decoder keeps: of a token over all layers, the most of a token that one tensor holds, of a state.
+
+    Example: two layers of one head of 16 in float32 are `Kept(token=256, widest=64, state=0)`.
+    """
+
+    token: int
+    widest: int
+    state: int  # of a row, whatever its length (linear attention)
+
+
+@torch.no_grad()
+def kept_by(model: Any) -> Kept:
+    """What the model's decoder keeps, measured on one token."""
+    decoder = bare(model).get_decoder()
+    token = torch.zeros(1, 1, dtype=torch.long, device=bare(model).get_input_embeddings().weight.device)
+    cache = DynamicCache(config=decoder.config)
+    decoder(input_ids=token, past_key_values=cache, use_cache=True)
+    columns, state = [0], 0
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer):
+            parts = (*layer.conv_states.values(), *layer.recurrent_states.values())
+            state += sum(part.nbytes for part in parts if part is not None)
+        elif layer.is_initialized:
+            columns += [layer.keys.nbytes, layer.values.nbytes]
+    return Kept(sum(columns), max(columns), state)
 
 
 def in_batches(
@@ -66,11 +90,12 @@ def in_batches(
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     left = [Share(i, 0, count) for i in order]
-    size = token_bytes(model)
+    kept: Kept | None = None
     while left:
         limits = [b for b in (params.kv_bytes, _most.get(bare(model))) if b is not None]
-        most = min(limits) // size if limits else None
-        batch, rest = _first(left, lengths, params, most, shared)
+        if limits and kept is None:
+            kept = kept_by(model)
+        batch, rest = _first(left, lengths, params, (min(limits), kept) if limits and kept else None, shared)
         if _fits_memory(decode, batch):
             left = rest
             continue
@@ -80,7 +105,8 @@ def in_batches(
                 f"{params.max_new_tokens} new ones; lower max_completion_length, max_prompt_length, model.max_pixels "
                 "or the model's size"
             )
-        _most[bare(model)] = held(batch, lengths, params, shared) * size // 2
+        kept = kept or kept_by(model)
+        _most[bare(model)] = held(kept, batch, lengths, params, shared) // 2
         log.warning(
             "out of memory in the rollout of %d rows: going on with %.3g MiB of keys and values at once, half of what "
             "was tried; rollout.kv_cache_memory_bytes sets it from the beginning",
@@ -89,21 +115,65 @@ def in_batches(
         )
 
 
-def held(batch: Sequence[Share], lengths: Sequence[int], params: SamplingParams, shared: bool) -> int:
-    """Tokens whose keys and values a batch holds at most: its prompts padded to one width, its rows written full."""
-    rows = sum(map(len, batch))
+def held(
+    kept: Kept, batch: Sequence[Share], lengths: Sequence[int], params: SamplingParams, shared: bool
+) -> int:
+    """Bytes of keys, values and states that a batch holds at most: its prompts padded to one width, its rows full.
+
+    What is held twice for a moment is counted: prompts until they stand beside others that were prefilled before, and
+    one layer's keys or values while they move to a larger buffer.
+    """
+    rows, new = sum(map(len, batch)), params.max_new_tokens
     width = max(lengths[share.prompt] for share in batch)
-    return width * (len(batch) if shared else rows) + rows * params.max_new_tokens
+    if not shared:
+        columns = rows * (width + new)
+        return columns * (kept.token + kept.widest) + rows * kept.state
+    prompts = len(batch) * (width * kept.token + kept.state)
+    ends = list(prefilled_together([lengths[share.prompt] for share in batch]))
+    runs = [
+        (end - begin) * (lengths[batch[end - 1].prompt] * kept.token + kept.state)
+        for begin, end in zip([0, *ends], ends, strict=False)
+    ]
+    moved = [0, *capacities(new)][-2]
+    twice = max(runs) if len(runs) > 1 else 0
+    return prompts + max(twice, rows * (new * kept.token + moved * kept.widest + kept.state))
+
+
+def prefilled_together(lengths: Sequence[int]) -> Iterator[int]:
+    """Ends of the runs of prompts (the shortest first) that are prefilled together."""
+    start = 0
+    for i, length in enumerate(lengths):
+        if i > start and (i + 1 - start) * length > PREFILL_TOKENS:
+            yield i
+            start = i
+    yield len(lengths)
+
+
+def capacities(most: int) -> list[int]:
+    """Tokens that a row's buffer holds, from the first to the last time that it grows. Example: 150: 64, 128, 150."""
+    sizes = [min(FIRST, most)]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return sizes
 
 
 def _first(
-    left: Sequence[Share], lengths: Sequence[int], params: SamplingParams, most: int | None, shared: bool
+    left: Sequence[Share],
+    lengths: Sequence[int],
+    params: SamplingParams,
+    most: tuple[int, Kept] | None,
+    shared: bool,
 ) -> tuple[list[Share], list[Share]]:
-    """The next batch and what is left. A prompt's rows are parted only where they alone are too many."""
+    """The next batch and what is left. A prompt's rows are parted only where they alone are too many.
+
+    `most`: bytes of keys and values at once, and what the model keeps; None: without bound.
+    """
 
     def fits(batch: list[Share]) -> bool:
         rows = sum(map(len, batch))
-        return rows <= params.max_rows and (most is None or held(batch, lengths, params, shared) <= most)
+        return rows <= params.max_rows and (
+            most is None or held(most[1], batch, lengths, params, shared) <= most[0]
+        )
 
     batch: list[Share] = []
     for place, share in enumerate(left):

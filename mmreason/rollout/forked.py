@@ -14,14 +14,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from mmreason.model.family import Family, bare, media_inputs
 from mmreason.render import Renderer
-from mmreason.rollout.budget import Share, in_batches, rows_of
+from mmreason.rollout.budget import Share, in_batches, prefilled_together, rows_of
 from mmreason.rollout.forked_cache import NAME, ForkedCache, ForkedLayer, ForkedState, forked_layer
 from mmreason.rollout.generate import concat_media, left_pad, trajectory
 from mmreason.rollout.sampling import SamplingParams, as_ids, draw, fresh_seeds
 from mmreason.rollout.stopping import StopStrings
 from mmreason.types import Rendered, Trajectory
 
-PREFILL_TOKENS = 4096  # columns x prompts that are prefilled at once
 LAYER_TYPES = {"full_attention", "sliding_attention", "linear_attention"}
 LOOK_EVERY = 8  # steps between two looks at what has ended, on a device that would have to be waited for
 
@@ -106,7 +105,7 @@ def largest_moments(
 
     For fake tensors, which cannot be drawn from. `owner` is int64 [R], the prompt of each row; returns logits [R, V].
     """
-    logits, positions, cache = _prefill(model, family, pad_id, prompts, owner)
+    logits, positions, cache = _prefill(model, family, pad_id, prompts, owner, new_tokens)
     for layer in cache.layers:
         if isinstance(layer, ForkedLayer):
             layer.fill(new_tokens - 1)
@@ -134,7 +133,7 @@ def _decode(
 ) -> list[Trajectory]:
     """All rows of some prompts; `owner` int64 [R] says whose."""
     device = next(model.parameters()).device
-    logits, positions, cache = _prefill(model, family, pad_id, prompts, owner)
+    logits, positions, cache = _prefill(model, family, pad_id, prompts, owner, rows.params.max_new_tokens)
     here = owner.to(device)
     logits, positions = logits[here], positions[..., here]
     rows.start(logits)
@@ -223,15 +222,18 @@ class _Rows:
 
 
 def _prefill(
-    model: Any, family: Family, pad_id: int, prompts: Sequence[Rendered], owner: torch.Tensor
+    model: Any, family: Family, pad_id: int, prompts: Sequence[Rendered], owner: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor, ForkedCache]:
-    """Logits after each prompt [P, V], positions of the token that follows [..., P], and the cache of its rows."""
+    """Logits after each prompt [P, V], positions of the token that follows [..., P], and the cache of its rows.
+
+    `most` is how many tokens a row may write.
+    """
     device = next(model.parameters()).device
     width = max(map(len, prompts))
     mask = torch.zeros(len(prompts), width, dtype=torch.bool)
     logits, positions, start = [], [], 0
     layers: list[ForkedLayer | ForkedState] = []
-    for end in _batches(prompts):
+    for end in prefilled_together([len(prompt) for prompt in prompts]):
         chosen = prompts[start:end]
         ids, seen, token_types = left_pad(chosen, pad_id)
         inputs = media_inputs(family, concat_media(chosen), token_types)
@@ -241,17 +243,21 @@ def _prefill(
         places = model._prepare_position_ids_for_generation(ids, dict(inputs))
         cache = _prompt_cache(model)
         with _last_only(model):
-            out = model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, **inputs)
-        logits.append(out.logits[:, -1])
+            logits.append(
+                model(
+                    input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, **inputs
+                ).logits[:, -1]
+            )
         positions.append(places[..., -1] + 1)
         mask[start:end, -ids.shape[1] :] = seen.bool()
         if start == 0:
             layers = [forked_layer(layer, len(prompts), width) for layer in cache.layers]
         for whole, part in zip(layers, cache.layers, strict=True):
             whole.put(start, end, part)
+        del cache, part  # before there is room for the rows, or for the next prompts
         start = end
     for layer in layers:
-        layer.fork(owner.to(device))
+        layer.fork(owner.to(device), most)
     return torch.cat(logits), torch.cat(positions, dim=-1), ForkedCache(layers, mask.to(device), owner)
 
 
@@ -261,16 +267,6 @@ def _prompt_cache(model: Any) -> DynamicCache:
     cache = DynamicCache()
     cache.layers = [layer if isinstance(layer, ForkedState.BASE) else DynamicLayer() for layer in kinds]
     return cache
-
-
-def _batches(prompts: Sequence[Rendered]) -> Iterator[int]:
-    """Ends of the runs of prompts (shortest first) that are prefilled together."""
-    start = 0
-    for i, prompt in enumerate(prompts):
-        if i > start and (i + 1 - start) * len(prompt) > PREFILL_TOKENS:
-            yield i
-            start = i
-    yield len(prompts)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, LinearAttentionLayer
 
+from mmreason.rollout.budget import capacities
+
 NAME = "mmreason_forked"
-FIRST = 64  # tokens a row's buffer holds at first; it doubles when it is full
 
 
 class ForkedLayer(CacheLayerMixin):
@@ -30,7 +31,7 @@ class ForkedLayer(CacheLayerMixin):
     def __init__(self, prefilled: DynamicLayer, prompts: int, width: int) -> None:
         super().__init__()
         self.prompt_keys, self.prompt_values = (
-            part.new_zeros(prompts, part.shape[1], width, part.shape[3])
+            part if len(part) == prompts else part.new_zeros(prompts, part.shape[1], width, part.shape[3])
             for part in (prefilled.keys, prefilled.values)
         )
         self.is_initialized = True
@@ -42,23 +43,36 @@ class ForkedLayer(CacheLayerMixin):
             (self.prompt_keys, prefilled.keys),
             (self.prompt_values, prefilled.values),
         ):
-            whole[start:end, :, -part.shape[2] :] = part
+            if whole is not part:  # all prompts at once are taken as they are
+                whole[start:end, :, -part.shape[2] :] = part
 
-    def fork(self, owner: torch.Tensor) -> None:
-        """Room for the rows; `owner` is int64 [R]."""
+    def fork(self, owner: torch.Tensor, most: int) -> None:
+        """Room for the rows, which write up to `most` tokens; `owner` is int64 [R]."""
+        self._larger = capacities(most)
         self.keys, self.values = (
-            part.new_empty(len(owner), part.shape[1], FIRST, part.shape[3])
+            part.new_empty(len(owner), part.shape[1], 0, part.shape[3])
             for part in (self.prompt_keys, self.prompt_values)
         )
+        self._grow()
+
+    def _grow(self) -> None:
+        """One after the other, so that only one of them is there twice."""
+        capacity = self._larger.pop(0)
+        self.keys = self._moved(self.keys, capacity)
+        self.values = self._moved(self.values, capacity)
+
+    def _moved(self, part: torch.Tensor, capacity: int) -> torch.Tensor:
+        """The same in a buffer of `capacity` tokens a row."""
+        larger = part.new_empty(*part.shape[:2], capacity, part.shape[3])
+        larger[:, :, : part.shape[2]] = part
+        return larger
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the rows' newest [R, K, 1, D]; returns the rows' own so far, views [R, K, t, D]."""
         if self.written == self.keys.shape[2]:
-            self.keys, self.values = (
-                torch.cat([part, torch.empty_like(part)], 2) for part in (self.keys, self.values)
-            )
+            self._grow()
         at, self.written = self.written, self.written + 1
         self.keys[:, :, at] = key_states[:, :, 0]
         self.values[:, :, at] = value_states[:, :, 0]
@@ -68,9 +82,7 @@ class ForkedLayer(CacheLayerMixin):
         """As if every row had written `tokens`; what the buffers then hold is not said."""
         self.written = tokens
         while self.keys.shape[2] <= tokens:
-            self.keys, self.values = (
-                torch.cat([part, torch.empty_like(part)], 2) for part in (self.keys, self.values)
-            )
+            self._grow()
 
     def move(self, to: torch.Tensor, origin: torch.Tensor, rows: int) -> None:
         """Rows `origin` take the places `to`; the first `rows` stay."""
@@ -121,7 +133,7 @@ class ForkedState(LinearAttentionLayer):
         ):
             setattr(self, attribute, getattr(prefilled, attribute))
 
-    def fork(self, owner: torch.Tensor) -> None:
+    def fork(self, owner: torch.Tensor, most: int) -> None:
         """A copy of its prompt's state for each row: what a row writes into its own is not its siblings'."""
         self.reorder_cache(owner)
 

@@ -127,10 +127,11 @@ def test_parts_are_those_of_the_model(tmp_path: Path) -> None:
     assert 0.99 * memory.weights < memory.gradients < memory.weights  # of buffers there are none
     assert memory.optimizer == 2 * memory.gradients
     prompt = validate(recipe).sources["prompts"]["prompt"]["max"]
-    # 4 prompts once, each forked into 4 rows with room for 64; 2 layers, 2 heads of 32, keys and values
-    assert memory.kv_cache == (4 * prompt + 16 * 64) * 2 * 2 * 2 * 32 * 4
+    # 4 prompts once, each forked into 4 rows of 32; 2 layers, 2 heads of 32, keys and values
+    assert memory.kv_cache == (4 * prompt + 16 * 32) * 2 * 2 * 2 * 32 * 4
     plain = predicted(debug(tmp_path, "grpo", shared_prefix="off"))
-    assert plain.kv_cache == 16 * (prompt + 32) * 2 * 2 * 2 * 32 * 4
+    # one layer's keys are there twice while they grow
+    assert plain.kv_cache == 16 * (prompt + 32) * (2 * 2 + 1) * 2 * 32 * 4
     assert memory.moments["training"] < plain.moments["training"]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from mmreason.model.load import Loaded, load_model
 from mmreason.render import Renderer
-from mmreason.rollout import forked, generate
+from mmreason.rollout import budget, forked, generate
 from mmreason.rollout.forked_cache import ForkedState
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.types import Trajectory
@@ -110,7 +110,7 @@ def test_hybrids_fork(hybrid: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     together, alone = sampled(hybrid), one_by_one(hybrid)
     assert written(together) == written(alone) and same_logprobs(together, alone)
     assert len({len(row) for row in written(together)}) > 2
-    monkeypatch.setattr(forked, "PREFILL_TOKENS", 30)
+    monkeypatch.setattr(budget, "PREFILL_TOKENS", 30)
     assert written(sampled(hybrid)) == written(alone)  # prompts that are prefilled in parts
 
 
@@ -125,7 +125,7 @@ def states_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ForkedState, "fork", lambda self, owner: self.reorder_cache(owner.flip(0)))
+    monkeypatch.setattr(ForkedState, "fork", lambda self, owner, most: self.reorder_cache(owner.flip(0)))
 
 
 def siblings_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from mmreason.model.load import Loaded, load_model
 from mmreason.objective import grpo_samples
 from mmreason.render import Renderer
-from mmreason.rollout import forked, generate
+from mmreason.rollout import budget, forked, generate
 from mmreason.rollout.forked_cache import ForkedCache, ForkedLayer
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.train.distributed import make_backend
@@ -147,7 +147,7 @@ def test_long_prompts_are_prefilled_in_parts(
     loaded = model_of("qwen2_5_vl", native_folder)
     prompts = prompts_of(loaded, SENSES["qwen2_5_vl"])
     whole = fork(loaded, prompts, 2, GREEDY)
-    monkeypatch.setattr(forked, "PREFILL_TOKENS", 60)
+    monkeypatch.setattr(budget, "PREFILL_TOKENS", 60)
     calls: list[int] = []
     hook = loaded.model.model.visual.register_forward_pre_hook(lambda *args: calls.append(1))
     parts = fork(loaded, prompts, 2, GREEDY)
