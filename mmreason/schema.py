@@ -401,6 +401,8 @@ def unresolved_names(tree: Any) -> list[str]:
 
     `tree` may be wrong elsewhere: what has not the expected shape is passed over (its type is reported apart).
     """
+    # seconds that decoding one medium may take; a decoder that hangs is ended, in the run's own process left
+    max_decode_seconds: float = Field(60.0, gt=0, le=86_400)
     if not isinstance(tree.get("data"), dict) or not isinstance(tree.get("stages"), list):
         return []
     sources, before = tree["data"], list[str]()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
-from mmreason.data.media import MediaError, MediaLimits, decode
+from mmreason.data.media import MediaError, MediaLimits
 from mmreason.data.media.ahead import Decoders
+from mmreason.data.media.patience import Here
 from mmreason.data.quarantine import Quarantine
 from mmreason.render import Renderer, RenderError
 from mmreason.schema import SFTStage, StageConfig
@@ -36,6 +37,7 @@ class Feed:
         self.quarantine = quarantine
         self.stop = stop  # the recipe's on_bad_media: stop
         self._decoders = Decoders(workers, limits) if workers else None
+        self._here = Here(limits)
         self._cache: OrderedDict[tuple[str, str, str], Rendered] = OrderedDict()
         self._bytes = 0
         self._media: OrderedDict[tuple[str, str, str], DecodedMedium] = OrderedDict()
@@ -130,7 +132,7 @@ class Feed:
         return medium
 
     def _decode(self, ref: MediumRef) -> DecodedMedium:
-        return decode(ref, self.limits) if self._decoders is None else self._decoders.decode(ref)
+        return (self._decoders or self._here).decode(ref)
 
     def _refuse(self, sample: Sample, error: ValueError) -> None:
         """Name the row in quarantine, or stop where the recipe says so."""

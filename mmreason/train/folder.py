@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -32,6 +33,7 @@ FREE_KEYS = (
     "logging_steps",
     "max_bad_fraction",
     "on_bad_media",
+    "max_decode_seconds",
     "dataloader_num_workers",
     "base_url",
     "timeout",
@@ -40,6 +42,7 @@ FREE_KEYS = (
     "weights_dir",
     "output_dir",  # the folder was moved, or is spelt in another way
 )
+ROWS_OF_A_STEP = "per_device_train_batch_size x gradient_accumulation_steps x processes"
 _PACKAGES = (
     "mmreason",
     "torch",
@@ -74,13 +77,14 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
         now = yaml.safe_load(dump_recipe(recipe))
         begun = any(run_dir.glob("checkpoint-*"))
         _settle_threads(before, now, run_dir, warn=begun and rank == 0)
+        advice = _settle_processes(before, now, run_dir)
         changed = differences(before, now)
         if changed and begun:
             raise ValueError(
                 f"{run_dir} holds a run of another recipe:\n  "
                 + "\n  ".join(changed)
                 + "\ntake another output_dir, "
-                "or put these keys back to go on with that run"
+                f"or put these keys back to go on with that run{advice}"
             )
         if changed and rank == 0:
             _forget(run_dir)
@@ -110,6 +114,30 @@ def _settle_threads(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
             "set num_threads=%d for the very same run",
             *(run_dir, was, given, was),
         )
+
+
+def _settle_processes(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> str:
+    """Where the run had another number of processes, compare the rows of a whole step, in place of those of each.
+
+    Returns what to say should they differ.
+    """
+    record = run_dir / "environment.json"
+    is_now = _processes()
+    was = json.loads(record.read_text()).get("processes", is_now) if record.exists() else is_now
+    if was == is_now:
+        return ""
+    for tree, processes in ((before, was), (now, is_now)):
+        for stage in tree["stages"]:
+            sizes = stage.pop("per_device_train_batch_size"), stage.pop("gradient_accumulation_steps")
+            stage[ROWS_OF_A_STEP] = math.prod(sizes) * processes
+    return (
+        f"; it had {was} process(es) and this start has {is_now}: choose gradient_accumulation_steps and "
+        "per_device_train_batch_size so that all of them together learn from as many rows a step as before"
+    )
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _forget(run_dir: Path) -> None:
@@ -154,6 +182,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "processes": _processes(),
         "torch_threads": recipe.num_threads or torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmreason.data.media import Extent, MediaError, MediaLimits, check, decode, extent_of
+from mmreason.data.media import Extent, MediaError, MediaLimits, check, extent_of
+from mmreason.data.media.patience import Here
 from mmreason.data.sources import check_rows
 from mmreason.data.targets import dense_targets, with_targets
 from mmreason.data.transforms import target_text
@@ -60,12 +61,12 @@ def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, repor
     heard: dict[str, tuple[str, float]] = {}
     pixels: dict[str, int] = {}
     seen: dict[tuple[str, str, str], Extent | str] = {}  # several questions may share a medium
-    opened = 0
+    opened, here = 0, Here(limits)
     for sample in samples:
         for ref in sample.media:
             key = (ref.kind, ref.root, ref.path)  # a file may be shown and heard
             if ref.content is not None or key not in seen:
-                seen[key] = _look(ref, limits, whole=opened < DECODED_MEDIA)
+                seen[key] = _look(ref, limits, here if opened < DECODED_MEDIA else None)
                 opened += 1
             told = seen[key]
             if isinstance(told, str):
@@ -82,10 +83,10 @@ def check_media(name: str, samples: Sequence[Sample], limits: MediaLimits, repor
     return Looked(set(problems), heard, pixels)
 
 
-def _look(ref: MediumRef, limits: MediaLimits, *, whole: bool) -> Extent | str:
-    """What is wrong with a medium (without `whole`, as far as its header tells), or how large it is."""
+def _look(ref: MediumRef, limits: MediaLimits, here: Here | None) -> Extent | str:
+    """What is wrong with a medium (without `here`, as far as its header tells), or how large it is."""
     try:
-        return extent_of(decode(ref, limits)) if whole else check(ref, limits)
+        return extent_of(here.decode(ref)) if here else check(ref, limits)
     except MediaError as error:
         return str(error)
 

@@ -25,6 +25,8 @@ WHOLE: dict[str, Media] = {
 # row -> its media, and what must be said of the last of them
 BROKEN: dict[str, tuple[Media, str]] = {
     "torn": ([("video", "torn.mp4")], "torn.mp4: the video is torn"),
+    "half a stream": ([("video", "half.ts")], "half.ts: the video is torn: its last packet has"),
+    "half an ogg": ([("audio", "half.ogg")], "half.ogg: the audio is torn: its last page is cut"),
     "mute": ([("video", "mute.mp4"), ("audio", "mute.mp4")], "mute.mp4: got no sound track, only video"),
     "nan": ([("audio", "nan.wav")], "nan.wav: got 1 samples that are NaN"),
     "long": ([("audio", "long.wav")], "long.wav: got 5.00 s of sound; this model hears at most 4.00 s"),
@@ -60,6 +62,8 @@ def write_rows(folder: Path) -> tuple[Path, dict[str, str]]:
 
 def _files() -> dict[str, bytes]:
     film = clips.mp4(16, sound=clips.tone(2.0), movflags="faststart")
+    stream = clips.mp4(16, sound=clips.tone(2.0), suffix="mpegts")
+    ogg = clips.encoded(clips.tone(2.0), "ogg", "libopus")
     picture = BytesIO()
     Image.new("RGB", (64, 64), "red").save(picture, "PNG")
     with_nan = clips.tone(2.0)
@@ -70,6 +74,8 @@ def _files() -> dict[str, bytes]:
     files = {
         "film.mp4": film,
         "torn.mp4": film[: len(film) // 2],
+        "half.ts": stream[: len(stream) // 2 + 60],  # exactly half ends between two packets: nobody can know
+        "half.ogg": ogg[: len(ogg) // 2],
         "mute.mp4": clips.mp4(16),
         "empty.mp4": b"",
         "noise.mp4": without_data(clips.mp4(16)),

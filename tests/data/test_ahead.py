@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ def brittle(ref, limits):
         file.write(ref.path + chr(10))
     return os.kill(os.getpid(), signal.SIGSEGV) if ref.path == "{KILLER}" else sound(ref, limits)
 worker.decode = brittle
+worker.serve()
+"""
+SLEEPER = "sleeper.png"
+# A reader that never comes back from a file of this name, as a decoder that hangs would.
+SLEEPY = f"""
+import os, pickle, sys, time; sys.path[:] = pickle.load(sys.stdin.buffer)
+from mmreason.data.media import worker
+sound = worker.decode
+def sleepy(ref, limits):
+    with open(os.path.join(ref.root, "tried.txt"), "a") as file:
+        file.write(ref.path + chr(10))
+    return time.sleep(600) if ref.path == "{SLEEPER}" else sound(ref, limits)
+worker.decode = sleepy
 worker.serve()
 """
 
@@ -138,6 +152,25 @@ def test_a_file_that_ends_its_reader_is_named_and_the_others_are_read(
     assert decoders.decode(ref(folder, "1.png")).image is not None
     decoders.close()
     assert (folder / "tried.txt").read_text().split() == ["0.png", KILLER, KILLER, "1.png"]
+
+
+def test_a_reader_that_hangs_is_killed_and_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "BOOT", SLEEPY)
+    (folder / "0.png").rename(folder / SLEEPER)
+    decoders = Decoders(1, replace(LIMITS, max_decode_seconds=0.5))
+    decoders.ahead([ref(folder, name) for name in ("1.png", SLEEPER, "2.png")])
+    assert decoders.decode(ref(folder, "1.png")).image is not None
+    (worker,) = decoders._workers
+    assert worker._process is not None
+    first = worker._process
+    for _ in range(2):
+        with pytest.raises(MediaError, match=r"sleeper.png: not decoded after 0.5 s \(max_decode_seconds\)"):
+            decoders.decode(ref(folder, SLEEPER))
+    assert first.returncode == -signal.SIGKILL and not psutil.pid_exists(first.pid)
+    assert same(decoders.decode(ref(folder, "2.png")), decode(ref(folder, "2.png"), LIMITS))
+    assert worker._process is not None and worker._process.pid != first.pid
+    decoders.close()
+    assert (folder / "tried.txt").read_text().split() == ["1.png", SLEEPER, "2.png"]
 
 
 def test_a_worker_that_is_killed_from_outside_costs_no_file(folder: Path, decoders: Decoders) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmreason.data.media import ahead, decode
+from mmreason.data.media import MediaLimits, ahead, decode, patience
 from mmreason.schema import Recipe
 from mmreason.train.grpo import GRPO as GRPO_
 from mmreason.train.prepare import prepare
 from mmreason.train.run import _method, train
 from mmreason.types import DecodedMedium, MediumRef
 from tests.data.bad_media import write_rows
-from tests.data.test_ahead import BRITTLE, KILLER
+from tests.data.test_ahead import BRITTLE, KILLER, SLEEPER, SLEEPY
 from tests.tiny import WHISPER
 from tests.train import small
 from tests.train.killed import killed
@@ -88,6 +89,33 @@ def test_a_picture_that_ends_its_reader_is_quarantined_and_the_run_goes_on(
     assert [line["rows"] for line in small.metrics(tmp_path / "run")] == [4] * 7
     tried = (rows.parent / "tried.txt").read_text().split()
     assert tried.count(KILLER) == 2  # and never again, however often its row is drawn
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_picture_on_which_its_reader_hangs_is_quarantined_and_the_run_goes_on(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def sleepy(ref: MediumRef, limits: MediaLimits) -> DecodedMedium:
+        tried.append(ref.path)
+        if ref.path == SLEEPER:
+            time.sleep(600)
+        return decode(ref, limits)
+
+    monkeypatch.setattr(ahead, "BOOT", SLEEPY)  # in a process of its own, and in the run's
+    monkeypatch.setattr(patience, "decode", sleepy)
+    rows = write_pictures(tmp_path / "rows")
+    (rows.parent / "4.png").rename(rows.parent / SLEEPER)
+    rows.write_text(rows.read_text().replace("4.png", SLEEPER))
+    keys = {"model": {"assemble": small.ASSEMBLE}, "max_decode_seconds": 2.0}
+    train(recipe(tmp_path / "run", rows, workers, **keys))
+    (line,) = quarantined(tmp_path / "run")
+    assert (line["id"], line["medium"]) == ("row-4", SLEEPER)
+    assert "sleeper.png: not decoded after 2 s (max_decode_seconds)" in line["reason"]
+    assert [line["rows"] for line in small.metrics(tmp_path / "run")] == [4] * 7
+    tried += (rows.parent / "tried.txt").read_text().split() if workers else []
+    assert tried.count(SLEEPER) == 1  # and never again, however often its row is drawn
 
 
 @pytest.mark.parametrize("kind", ["pretask", "sft", "grpo"])

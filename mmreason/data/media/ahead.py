@@ -1,7 +1,8 @@
 """Media decoded ahead in worker processes, while the run trains. What is decoded does not depend on who does it, when.
 
 A file that ends the process that reads it (some do: a codec is no Python) is tried once more in a fresh process, since
-a process may also be killed from outside; after that it is a MediaError like any other, and is not tried again.
+a process may also be killed from outside; after that it is a MediaError like any other, and is not tried again. A file
+that takes longer than `max_decode_seconds` is one at once: its process is killed, and the next file gets a fresh one.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 
 from mmreason.data.media.limits import MediaError, MediaLimits
+from mmreason.data.media.patience import too_slow
 from mmreason.types import DecodedMedium, MediumRef
 
 BOOT = (
@@ -29,11 +33,12 @@ BOOT = (
 )
 AHEAD_BYTES = 256 * 2**20  # of decoded media that wait to be used, by the largest one seen
 TRIES = 2
+FAREWELL = 5.0  # seconds for a killed process to go; one that waits for a dead disk stays, and is left
 
 
 @dataclass(frozen=True)
 class _Crash:
-    """Why a file ended the process that read it."""
+    """Why a file ended the process that read it, or had it ended."""
 
     reason: str
 
@@ -68,7 +73,7 @@ class Decoders:
         """The medium, decoded by now or waited for.
 
         Raises:
-            MediaError: as `decode`; also when the file ends every process that reads it.
+            MediaError: as `decode`; also when the file ends every process that reads it, or takes too long.
         """
         if ref in self._crashed:
             raise MediaError(self._crashed[ref])
@@ -123,7 +128,11 @@ class _Worker:
                 break
             process = self._running()
             try:
-                return _asked(process, ref)
+                return _asked(process, ref, self._limits.max_decode_seconds)
+            except TimeoutError:
+                self._process = None
+                _kill(process)
+                return _Crash(too_slow(ref, self._limits))
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
                 ends = _status(process)
                 self._process = None
@@ -139,7 +148,9 @@ class _Worker:
             )
             try:
                 _say(process, sys.path)
-                _asked(process, (self._limits, torch.get_num_threads()))  # as many as here: the same bits
+                _asked(
+                    process, (self._limits, torch.get_num_threads()), None
+                )  # as many as here: the same bits
             except (EOFError, BrokenPipeError) as error:
                 raise RuntimeError(
                     f"a media worker ended before it began ({_status(process)}); its error stands above. "
@@ -152,8 +163,13 @@ class _Worker:
         """Kill the process, whatever it does."""
         self._closed = True
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            _kill(self._process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(FAREWELL)
 
 
 def _say(process: subprocess.Popen[bytes], value: Any) -> None:
@@ -162,9 +178,12 @@ def _say(process: subprocess.Popen[bytes], value: Any) -> None:
     process.stdin.flush()
 
 
-def _asked(process: subprocess.Popen[bytes], value: Any) -> Any:
+def _asked(process: subprocess.Popen[bytes], value: Any, seconds: float | None) -> Any:
+    """The answer to `value`; TimeoutError when it has not begun after `seconds`."""
     assert process.stdout is not None
     _say(process, value)
+    if not wait([process.stdout.fileno()], seconds):  # nothing of an earlier answer is left in its buffer
+        raise TimeoutError
     return pickle.load(process.stdout)
 
 

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import av
 import numpy as np
 
+from mmreason.data.media.ends import cut_off
 from mmreason.data.media.limits import MediaError, MediaLimits
 
 Kind = Literal["video", "audio"]
 MISSING = {"video": "no video stream", "audio": "no sound track"}
 MICROSECOND = 1e-6
+TS_GAP = 0.7  # s from one time stamp to the next at most (ISO/IEC 13818-1, 2.7.4)
 PIPED = 0x7FFFF000  # bytes from which on a WAV's length is no length
 
 
@@ -24,7 +26,7 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
     """The container and its first stream of this kind.
 
     Raises:
-        MediaError: it has none.
+        MediaError: it has none, or the file is cut off.
     """
     with av.open(BytesIO(_sized(data)), metadata_errors="ignore") as container:
         streams = getattr(container.streams, kind)
@@ -33,7 +35,16 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
             raise MediaError(
                 f"{name}: got {MISSING[kind]}, only {', '.join(held)}; give a file with {kind}, or remove its row"
             )
+        if why := cut_off(data, container.format.name):
+            raise _torn(name, kind, why)
         yield container, streams[0]
+
+
+def _torn(name: str, kind: str, why: str) -> MediaError:
+    return MediaError(
+        f"{name}: the {kind} is torn: {why}; get the whole file, write it anew if it is meant to be so, or remove its "
+        "row"
+    )
 
 
 def _sized(data: bytes) -> bytes:
@@ -75,7 +86,7 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
     """Read every packet of a file.
 
     Raises:
-        MediaError: it is longer than allowed, shorter than it says, or holds nothing.
+        MediaError: it is longer than allowed, shorter than it says, has a hole, or holds nothing.
     """
     claimed, packets, last = _claimed(container, stream), [], 0.0
     for packet in container.demux():
@@ -95,13 +106,27 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
     torn = any(p.is_corrupt for p in packets) or len(packets) + 1 < 0.98 * promised
     there = last if stream.duration is None else end
     if torn or there < 0.95 * least - 0.1:
-        raise MediaError(
-            f"{name}: the {stream.type} is torn: its header promises {stream.frames or 'unnumbered'} packets in "
-            f"{claimed:.2f} s, the file holds {len(packets)} in {there:.2f} s; get the whole file or remove its row"
+        raise _torn(
+            name,
+            stream.type,
+            f"its header promises {stream.frames or 'unnumbered'} packets in {claimed:.2f} s, the file holds "
+            f"{len(packets)} in {there:.2f} s",
         )
+    hole = _hole(times) if container.format.name == "mpegts" else None
+    if hole is not None:
+        raise _torn(name, stream.type, f"it holds nothing from {hole[0]:.2f} to {hole[1]:.2f} s")
     within(end, name, limits)
     plain = len(times) == len(packets) == len(set(times))
     return Track(np.array(times), end, plain, tuple(packets))
+
+
+def _hole(times: Sequence[float]) -> tuple[float, float] | None:
+    """The longest time without a packet in MPEG-TS, where neither its standard nor the film's own steps allow it."""
+    steps = np.diff(times)
+    if not len(steps) or steps.max() <= max(TS_GAP, 3 * float(np.median(steps))):
+        return None
+    at = int(steps.argmax())
+    return times[at], times[at + 1]
 
 
 def _span(container: Any, packet: Any) -> tuple[float, float]:

@@ -26,6 +26,7 @@ class MediaLimits:
     max_image_pixels: int = 16_777_216
     max_video_pixels: int = 134_217_728  # frames that are kept x width x height
     max_media_seconds: float = 600.0
+    max_decode_seconds: float = 60.0  # that decoding one medium may take
     min_pixels: int | None = None
     max_pixels: int | None = None
     fps: float = 2.0  # frames kept of a second of video
@@ -49,7 +50,8 @@ def limits_of(recipe: Recipe | None = None, processor: Any = None) -> MediaLimit
     if recipe is not None:
         asked = {key: getattr(recipe.model, key) for key in ("fps", "max_frames", "min_pixels", "max_pixels")}
         bounds = {
-            key: getattr(recipe, key) for key in ("max_image_pixels", "max_video_pixels", "max_media_seconds")
+            key: getattr(recipe, key)
+            for key in ("max_image_pixels", "max_video_pixels", "max_media_seconds", "max_decode_seconds")
         }
         own |= {key: value for key, value in (asked | bounds).items() if value is not None}
     return replace(limits, **{key: value for key, value in own.items() if value is not None})
