@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmreason.data.rows import RowError, parse_row
+from mmreason.data.row_error import RowError
+from mmreason.data.rows import parse_row
 from mmreason.data.worlds import make_world, read_settings, world_settings
 from mmreason.schema import SourceConfig
 from mmreason.types import Sample

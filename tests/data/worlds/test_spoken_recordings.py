@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmreason.data.rows import RowError
+from mmreason.data.row_error import RowError
 from mmreason.data.sources import load_rows
 from mmreason.data.worlds import make_world, read_settings, world_settings
 from mmreason.data.worlds.audio.synth import wav_bytes
