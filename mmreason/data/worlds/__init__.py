@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmreason.data.worlds import audio, av, image, spoken, video
+from mmreason.data.worlds import audio, av, image, spoken, video, words
 from mmreason.data.worlds.rows import (
     OPTION_STYLES,
     SPEAKERS,
@@ -32,7 +32,7 @@ from mmreason.types import MediaKind
 __all__ = ["WORLDS", "group_of", "make_world", "read_settings", "world_settings"]
 
 WORLDS: dict[str, World] = {
-    w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD, av.WORLD, spoken.WORLD)
+    w.name: w for w in (image.WORLD, audio.WORLD, video.WORLD, av.WORLD, spoken.WORLD, words.WORLD)
 }
 FILES_PER_SHARD = 4096
 SHARD_NAMES: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audios"}

@@ -163,3 +163,28 @@ class Asker(Generic[Scene]):
             dry = 0 if chosen else dry + 1
             index += 1
         raise impossible
+
+
+def merged(
+    shares: Sequence[tuple[Asker[Any], WorldSettings]], weights: Sequence[float], settings: WorldSettings
+) -> Iterator[SceneItem]:
+    """The scenes of several askers, each with its own share of the settings, questions in proportion to `weights`.
+
+    Raises ValueError when none of them has a question: no scene of the difficulty can carry the kinds asked for.
+    """
+    streams = [
+        (weight, asker.scenes(share))
+        for (asker, share), weight in zip(shares, weights, strict=True)
+        if asker.open_kinds(share)
+    ]
+    if not streams:
+        raise ValueError(
+            f"world {settings.world}: kinds {list(settings.kinds)} at difficulty {settings.difficulty} "
+            "give no question; widen the range"
+        )
+    asked = [0] * len(streams)
+    while True:
+        i = min(range(len(streams)), key=lambda j: asked[j] / streams[j][0])
+        item = next(streams[i][1])
+        asked[i] += len(item.questions)
+        yield item

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmreason.data.worlds.asking import Asker, Kind
+from mmreason.data.worlds.asking import Asker, Kind, merged
 from mmreason.data.worlds.audio import compositional, pairs, primitives
 from mmreason.data.worlds.audio.scenes import (
     MOST_SOUNDS,
@@ -73,22 +73,9 @@ def scenes(settings: WorldSettings) -> Iterator[SceneItem]:
     shares = [
         replace(settings, kinds=tuple(k for k in settings.kinds if k in asker.kinds)) for asker in ASKERS
     ]
-    streams = [
-        (len(share.kinds), asker.scenes(share))
-        for asker, share in zip(ASKERS, shares, strict=True)
-        if asker.open_kinds(share)
-    ]
-    if not streams:
-        raise ValueError(
-            f"world audio: kinds {list(settings.kinds)} at difficulty {settings.difficulty} give no question; "
-            "widen the range"
-        )
-    asked = [0] * len(streams)
-    while True:
-        i = min(range(len(streams)), key=lambda j: asked[j] / streams[j][0])
-        item = next(streams[i][1])
-        asked[i] += len(item.questions)
-        yield item
+    yield from merged(
+        list(zip(ASKERS, shares, strict=True)), [len(share.kinds) for share in shares], settings
+    )
 
 
 WORLD = World("audio", 1, tuple(KINDS), GROUPS, scenes)
