@@ -22,15 +22,15 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Where:
-    """Where a row comes from, for messages and media."""
+    """Where a row comes from, for messages and media. Example: `Where("mine", "mine:3", "/data")`."""
 
     source: str
-    line: int
+    name: str  # the row's id; every message about a row calls it so
     root: str
 
     def error(self, text: str) -> RowError:
         """The error of this row."""
-        return RowError(f"data.{self.source}, row {self.line}: {text}")
+        return RowError(f"data.{self.source}, row {self.name}: {text}")
 
 
 def tried(part: Callable[[], T], problems: list[str]) -> T | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmreason.data.conversation import CONVERSATION_COLUMNS, read_conversation
@@ -28,11 +29,11 @@ def parse_row(row: Mapping[str, Any] | str, *, source: str, line: int, root: str
         root: the folder that media paths are relative to and must stay inside.
 
     Raises:
-        RowError: what does not fit, by row and column.
+        RowError: what does not fit, by the row's id (`source:line` where it has none of its own) and column.
 
     Example: `{"question": "<image>How many?", "images": ["3.png"], "solution": "2"}`.
     """
-    where = Where(source, line, root)
+    where = Where(source, f"{source}:{line}", root)
     if isinstance(row, str):
         try:
             row = json.loads(row)
@@ -40,6 +41,8 @@ def parse_row(row: Mapping[str, Any] | str, *, source: str, line: int, root: str
             raise where.error(f"no JSON ({error}); each line is one JSON object") from error
     if not isinstance(row, Mapping):
         raise where.error(f"got a {type(row).__name__}; each row is a JSON object")
+    if row.get("id") not in (None, ""):
+        where = replace(where, name=str(row["id"]))
     problems: list[str] = []
     conversation = tried(lambda: read_conversation(row, where), problems)
     truth = tried(lambda: read_truth(row, where), problems)
@@ -49,7 +52,7 @@ def parse_row(row: Mapping[str, Any] | str, *, source: str, line: int, root: str
     if conversation is None or truth is None or rationale is None or evidence is None or difficulty is None:
         raise RowError(*problems)
     return Sample(
-        id=_id(row, where),
+        id=where.name,
         source=source,
         messages=conversation[0],
         media=conversation[1],
@@ -61,8 +64,3 @@ def parse_row(row: Mapping[str, Any] | str, *, source: str, line: int, root: str
         difficulty=difficulty[0],
         columns={key: value for key, value in row.items() if key not in _READ},
     )
-
-
-def _id(row: Mapping[str, Any], where: Where) -> str:
-    given = row.get("id")
-    return f"{where.source}:{where.line}" if given is None or given == "" else str(given)

@@ -60,7 +60,7 @@ def _read(name: str, cfg: SourceConfig, folder: Path) -> tuple[list[Sample], lis
             continue
         if sample.id in lines:
             problems.append(
-                f"data.{name}, row {line}: id {sample.id!r} is row {lines[sample.id]}'s too; ids must differ"
+                f"data.{name}, row {sample.id}: lines {lines[sample.id]} and {line} have this id; ids must differ"
             )
             continue
         lines[sample.id] = line

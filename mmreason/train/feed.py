@@ -88,7 +88,7 @@ class Feed:
         if length > most:
             where = f"stages.{stage.name}.{key}"
             self._refuse(
-                sample, RenderError(f"{sample.id}: got {length} tokens; allowed are {most} ({where})")
+                sample, RenderError(f"row {sample.id}: got {length} tokens; allowed are {most} ({where})")
             )
         return length <= most
 

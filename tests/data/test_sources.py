@@ -186,13 +186,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("row", "message"), WRONG, ids=lambda v: v if isinstance(v, str) else "")
 def test_wrong_rows_are_named(row: dict[str, Any], message: str) -> None:
-    with pytest.raises(RowError, match=rf"(?s)data.mine, row 3: .*{message}"):
+    with pytest.raises(RowError, match=rf"(?s)data.mine, row mine:3: .*{message}"):
         parse(**row)
 
 
 @pytest.mark.parametrize(("line", "message"), [("{", "no JSON"), ("[1]", "got a list"), ("3", "got a int")])
 def test_lines_that_are_no_rows_are_named(line: str, message: str) -> None:
-    with pytest.raises(RowError, match=f"row 4: {message}"):
+    with pytest.raises(RowError, match=f"data.mine, row mine:4: {message}"):
         parse_row(line, source="mine", line=4, root=".")
 
 
@@ -232,14 +232,20 @@ def test_all_problems_come_at_once_and_nothing_is_dropped(tmp_path: Path) -> Non
     cfg = write(tmp_path, [good, {"problem": "x", "solution": ""}, "{", good, {"problem": "<image>x"}])
     samples, problems = check_rows("mine", cfg, tmp_path)
     assert [sample.id for sample in samples] == ["one"]
-    assert [p.split(":")[0] for p in problems] == [f"data.mine, row {i}" for i in (2, 3, 4, 5)]
-    assert "id 'one' is row 1's too" in problems[2]
-    with pytest.raises(RowError, match=r"(?s)row 2: .*row 3: .*row 4: .*row 5: "):
+    named = [
+        "mine:2",
+        "mine:3",
+        "one",
+        "mine:5",
+    ]  # as samples are named: by id, and by line where there is none
+    assert [p.split(": ")[0] for p in problems] == [f"data.mine, row {name}" for name in named]
+    assert problems[2] == "data.mine, row one: lines 1 and 4 have this id; ids must differ"
+    with pytest.raises(RowError, match=r"(?s)row mine:2: .*row mine:3: .*row one: .*row mine:5: "):
         load_rows("mine", cfg, tmp_path)
 
 
 def test_many_problems_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(RowError, match=r"(?s)row 20: .*and 5 more"):
+    with pytest.raises(RowError, match=r"(?s)row mine:20: .*and 5 more"):
         load_rows("mine", write(tmp_path, [{}] * 25), tmp_path)
 
 
@@ -287,11 +293,18 @@ def test_wrong_worlds_are_named(tmp_path: Path) -> None:
 
 
 def test_a_row_names_all_of_its_faults() -> None:
-    row = {"question": "<image>x", "solution": " ", "problem_type": "numerc", "difficulty": 7, "rationale": 3}
+    row = {
+        "id": "b",
+        "question": "<image>x",
+        "solution": " ",
+        "problem_type": "numerc",
+        "difficulty": 7,
+        "rationale": 3,
+    }
     with pytest.raises(RowError) as caught:
         parse_row(row, source="mine", line=4, root=".")
     said = caught.value.problems
-    assert len(said) == 5 and all(line.startswith("data.mine, row 4: ") for line in said)
+    assert len(said) == 5 and all(line.startswith("data.mine, row b: ") for line in said)
     for part in (
         "the image number 1 has no file",
         "solution",

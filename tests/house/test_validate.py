@@ -142,8 +142,8 @@ def test_films_and_sounds_are_ready_or_named(tmp_path: Path) -> None:
         "row mine:6: mute.mp4: got no sound track, only video",
         "row mine:7: nan.wav: got 1 samples that are NaN",
         "row mine:8: good.png.mp4: no such file",
-        "row 9: 1 <video> markers for 2 videos",
-        "row 10: messages.0.content.0: the audio number",
+        "row mine:9: 1 <video> markers for 2 videos",
+        "row mine:10: messages.0.content.0: the audio number",
     ):
         assert any(said in p for p in problems), (said, problems)
     assert len(problems) == len(bad)
@@ -216,7 +216,7 @@ def test_rows_that_contradict_themselves_are_named_at_once(tmp_path: Path) -> No
     ]
     problems = check(tmp_path, rows)
     for line in (2, 3, 4, 5):
-        assert any(f"data.mine, row {line}:" in p for p in problems), (line, problems)
+        assert any(f"data.mine, row mine:{line}:" in p for p in problems), (line, problems)
 
 
 def test_limits_rewards_template_and_rationale(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
         "stages.sft.learning_rat: unknown key; did you mean 'learning_rate'?",
         "num_generations=3 does not divide",
         "stages.grpo.beta: ",
-        "data.mine, row 2: solution",
+        "data.mine, row mine:2: solution",
         "row mine:3: absent.png",
         "stages.grpo: row mine:4 has a prompt of",
     ):
@@ -276,7 +276,7 @@ def test_a_model_without_a_chat_template_is_named(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     problems = check(tmp_path, [row(), row(solution="")], model={"model_name_or_path": str(folder)})
     assert any("has no chat template" in p and "model.chat_template" in p for p in problems)
-    assert any("row 2: solution" in p for p in problems)
+    assert any("row mine:2: solution" in p for p in problems)
 
 
 def test_training_refuses_what_would_fail_when_its_stage_begins(tmp_path: Path) -> None:
