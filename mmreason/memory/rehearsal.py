@@ -21,6 +21,7 @@ from mmreason.memory.live import LiveBytes
 from mmreason.model.family import Family, bare, media_inputs
 from mmreason.model.load import Loaded, gradient_checkpointing
 from mmreason.model.parts import add_lora
+from mmreason.model.shared_fit import unshareable
 from mmreason.objective import sft_sample, tw_grpo
 from mmreason.render import side_by_side, with_completion
 from mmreason.rollout import forked
@@ -144,7 +145,7 @@ def rollout_peak(
     stand: Stand, recipe: Recipe, prompt: Rendered, prompts: int, count: int, params: SamplingParams
 ) -> tuple[int, int]:
     """Bytes of a rollout's largest moment, the weights among them; and those of its keys and values."""
-    shared = recipe.shared_prefix != "off" and forked.unsupported(stand.model) is None
+    shared = recipe.shared_prefix != "off" and unshareable(stand.model) is None
     batches: list[list[Share]] = []
 
     def take(batch: list[Share]) -> None:

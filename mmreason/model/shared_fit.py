@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
 from mmreason.model.family import bare
 from mmreason.schema import SharedPrefix
 
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+# the layer types, and the caches of layers, whose rows can go on from one prompt; training shares the first two
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+CACHES = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)
 # what a config calls a change of the logits behind the head, and the value that changes nothing
 AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
@@ -30,26 +37,51 @@ class Unfit:
 
 def unshareable(model: Any) -> Unfit | None:
     """Why a prompt's keys and values cannot serve several completions of this model; None when they can."""
-    decoder = bare(model).get_decoder()
+    whole = bare(model)
+    decoder = whole.get_decoder()
     name, config = type(decoder).__name__, decoder.config
-    strange = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
-    if not strange:
-        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-        strange = {kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer}}
+    caches = {type(layer) for layer in DynamicCache(config=config).layers}
+    strange = set(_kinds(decoder)) - {FULL, SLIDING, LINEAR} or {
+        cache.__name__ for cache in caches - set(CACHES)
+    }
     if strange:
         return Unfit(
-            "layers", f"{name} has layers of another kind than full and sliding attention: {sorted(strange)}"
+            "layers",
+            f"{name} has layers of another kind than full, sliding and linear attention: {sorted(strange)}",
         )
-    if not getattr(decoder, "_supports_attention_backend", False):
+    if not whole._supports_default_dynamic_cache():
+        return Unfit("own_cache", f"{type(whole).__name__} keeps a cache of a kind of its own")
+    if getattr(config, "cross_attention_layers", None):
+        return Unfit("cross_attention", f"{name} looks at media through layers of their own")
+    # models with linear layers do not say that they take an attention function from outside; their code tells
+    takes = getattr(decoder, "_supports_attention_backend", False) or (
+        LinearAttentionLayer in caches and decoder._can_set_attn_implementation()
+    )
+    if not takes:
         return Unfit("attention_backend", f"{name} takes no attention function from outside")
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return Unfit("attention_softcapping", f"{name} caps its attention's logits")
-    attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
-    if {id(m.config) for m in attentions} != {id(config)} or any(hasattr(m, "sinks") for m in attentions):
+    attentions = _attentions(decoder)
+    configs = {id(getattr(m, "config", None)) for m in attentions}
+    if configs != {id(config)} or any(hasattr(m, "sinks") for m in attentions):
         return Unfit(
             "own_attention", f"{name} has attention modules that do not follow the decoder's own config"
         )
+    if any(hasattr(m, "v_head_dim") for m in attentions):
+        return Unfit("latent_attention", f"{name} keeps something else than what its queries meet")
     return None
+
+
+def _kinds(decoder: Any) -> list[str]:
+    """The type of each layer, by the decoder's config; nothing where it does not say."""
+    return list(getattr(decoder.config, "layer_types", None) or ())
+
+
+def _attentions(decoder: Any) -> list[Any]:
+    """The modules of full and sliding attention."""
+    kinds = _kinds(decoder)
+    found = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
+    return [m for m in found if not kinds or kinds[m.layer_idx] != LINEAR]
 
 
 def untrainable(model: Any) -> Unfit | None:
@@ -64,12 +96,11 @@ def untrainable(model: Any) -> Unfit | None:
     whole = bare(model)
     decoder = whole.get_decoder()
     name, config = type(decoder).__name__, decoder.config
-    if getattr(config, "cross_attention_layers", None):
-        return Unfit("cross_attention", f"{name} looks at media through layers of their own")
-    attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
-    if any(hasattr(m, "v_head_dim") for m in attentions):
-        return Unfit("latent_attention", f"{name} has keys and values of different widths")
-    both_ways = not all(getattr(m, "is_causal", True) for m in attentions)
+    if LINEAR in _kinds(decoder):
+        return Unfit(
+            "linear_attention", f"{name} has layers of linear attention, whose state runs on from row to row"
+        )
+    both_ways = not all(getattr(m, "is_causal", True) for m in _attentions(decoder))
     if (
         both_ways
         or getattr(config, "use_bidirectional_attention", None)

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers.cache_utils import DynamicCache, LinearAttentionLayer
+from transformers.cache_utils import LinearAttentionLayer
 
 from mmreason.model.family import bare
 from mmreason.rollout.sampling import SamplingParams
@@ -56,8 +56,7 @@ def kept_by(model: Any) -> Kept:
     """What the model's decoder keeps, measured on one token."""
     decoder = bare(model).get_decoder()
     token = torch.zeros(1, 1, dtype=torch.long, device=bare(model).get_input_embeddings().weight.device)
-    cache = DynamicCache(config=decoder.config)
-    decoder(input_ids=token, past_key_values=cache, use_cache=True)
+    cache = decoder(input_ids=token, use_cache=True).past_key_values
     columns, state = [0], 0
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):

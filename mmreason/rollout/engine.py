@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmreason.model.family import Family
+from mmreason.model.shared_fit import unshareable
 from mmreason.render import Renderer
 from mmreason.rollout import forked, generate
 from mmreason.rollout.sampling import SamplingParams
@@ -28,15 +29,15 @@ def engine(model: Any, shared_prefix: SharedPrefix) -> Engine:
     """
     if shared_prefix == "off":
         return generate.generate
-    reason = forked.unsupported(model)
+    reason = unshareable(model)
     if reason is None:
         return forked.generate
     if shared_prefix == "require":
         raise ValueError(
-            f"shared_prefix: require cannot be met in rollouts: {reason}; allowed for this model are auto (the plain "
+            f"shared_prefix: require cannot be met in rollouts: {reason.why}; allowed for this model are auto (the plain "
             "rollout where sharing does not fit) and off"
         )
-    if reason not in _said:
-        _said.add(reason)
-        log.warning("rollouts prefill every row by itself: %s", reason)
+    if reason.why not in _said:
+        _said.add(reason.why)
+        log.warning("rollouts prefill every row by itself (%s): %s", reason.name, reason.why)
     return generate.generate

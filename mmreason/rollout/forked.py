@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mmreason.model.family import Family, bare, media_inputs
 from mmreason.render import Renderer
@@ -21,34 +21,7 @@ from mmreason.rollout.sampling import SamplingParams, as_ids, draw, fresh_seeds
 from mmreason.rollout.stopping import StopStrings
 from mmreason.types import Rendered, Trajectory
 
-LAYER_TYPES = {"full_attention", "sliding_attention", "linear_attention"}
 LOOK_EVERY = 8  # steps between two looks at what has ended, on a device that would have to be waited for
-
-
-def unsupported(model: Any) -> str | None:
-    """Why this model's prompts cannot be forked; None when they can."""
-    decoder = bare(model).get_decoder()
-    name, config = type(decoder).__name__, decoder.config
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    strange = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
-    if not strange:
-        strange = {
-            kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer, ForkedState.BASE}
-        }
-    if strange:
-        return f"{name} has layers of another kind than full, sliding and linear attention: {sorted(strange)}"
-    # models with linear layers do not say that they take an attention function from outside; their code tells
-    takes = decoder._supports_attention_backend or (
-        ForkedState.BASE in kinds and decoder._can_set_attn_implementation()
-    )
-    if not takes:
-        return f"{name} takes no attention function from outside"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        return f"{name} caps its attention's logits"
-    attentions = [m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
-    if {id(m.config) for m in attentions} != {id(config)} or any(hasattr(m, "sinks") for m in attentions):
-        return f"{name} has attention modules that do not follow the decoder's own config"
-    return None
 
 
 @torch.no_grad()

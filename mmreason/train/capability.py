@@ -12,8 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
 
 from mmreason.model.save import quiet
-from mmreason.model.shared_fit import untrainable
-from mmreason.rollout.forked import unsupported
+from mmreason.model.shared_fit import Unfit, unshareable, untrainable
 
 # what the table shows; any other model_type of transformers can be asked for by name
 FAMILIES = (
@@ -59,15 +58,18 @@ def _capability(name: str) -> Capability:
     with torch.device("meta"), quiet():
         model = auto.from_config(config)
     kinds = _layers(model)
-    refused = untrainable(model)
     return Capability(
         name=name,
         kind="llm" if auto is AutoModelForCausalLM else "model",
         positions="M-RoPE" if any(hasattr(m, "get_rope_index") for m in model.modules()) else "1-D",
         layers=kinds,
-        rollout=unsupported(model),
-        training=None if refused is None else f"{refused.name}: {refused.why}",
+        rollout=_told(unshareable(model)),
+        training=_told(untrainable(model)),
     )
+
+
+def _told(reason: Unfit | None) -> str | None:
+    return None if reason is None else f"{reason.name}: {reason.why}"
 
 
 def _few_layers(config: PreTrainedConfig) -> None:

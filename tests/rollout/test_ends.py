@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmreason.model.load import Loaded, load_model
+from mmreason.model.shared_fit import unshareable
 from mmreason.render import Renderer
 from mmreason.rollout import budget, forked, generate
 from mmreason.rollout.forked_cache import ForkedState
@@ -31,6 +32,7 @@ LINEAR: dict[str, Any] = {
 HYBRIDS = {
     "qwen3_next": {"model_type": "qwen3_next", "num_experts": 0, **LINEAR},
     "qwen3_5": {"model_type": "qwen3_5_text", **LINEAR},
+    "olmo_hybrid": {"model_type": "olmo_hybrid", **LINEAR},
 }
 SEEDS = torch.arange(9) * 7919 + 11
 
@@ -102,7 +104,7 @@ def one_by_one(loaded: Loaded) -> list[list[Trajectory]]:
 
 
 def test_hybrids_fork(hybrid: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert forked.unsupported(hybrid.model) is None
+    assert unshareable(hybrid.model) is None
     prompts = prompts_of(hybrid, ("i", "", "ii"))
     renderer = Renderer(hybrid.processor)
     arguments = (hybrid.model, hybrid.family, renderer, prompts, 1, SamplingParams(12, greedy=True))

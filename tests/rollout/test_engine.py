@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmreason.model.load import load_model
 from mmreason.recipe import build_recipe
+from mmreason.model.shared_fit import unshareable
 from mmreason.rollout import engine as engines
 from mmreason.rollout import forked, generate
 from mmreason.rollout.engine import engine
@@ -52,15 +53,15 @@ def test_the_plain_one_elsewhere_and_its_reason_once(
         for _ in range(3):
             assert engine(capped, "auto") is generate.generate
     assert [r.getMessage() for r in caplog.records if r.name == engines.__name__] == [
-        "rollouts prefill every row by itself: Gemma2Model caps its attention's logits"
+        "rollouts prefill every row by itself (attention_softcapping): Gemma2Model caps its attention's logits"
     ]
     with pytest.raises(ValueError, match="require cannot be met in rollouts: Gemma2Model caps.*auto"):
         engine(capped, "require")
 
 
 def test_strange_layers_are_named() -> None:
-    reason = forked.unsupported(text_model("lfm2", layer_types=["conv", "full_attention"]))
-    assert reason is not None and "another kind" in reason and "conv" in reason
+    reason = unshareable(text_model("lfm2", layer_types=["conv", "full_attention"]))
+    assert reason is not None and reason.name == "layers" and "conv" in reason.why
 
 
 @pytest.mark.parametrize("written, read", [("off", "off"), (False, "off"), ("require", "require")])

@@ -12,6 +12,7 @@ import torch
 
 from mmreason.model.load import Loaded, load_model
 from mmreason.objective import grpo_samples
+from mmreason.model.shared_fit import unshareable
 from mmreason.render import Renderer
 from mmreason.rollout import budget, forked, generate
 from mmreason.rollout.forked_cache import ForkedCache, ForkedLayer
@@ -59,7 +60,7 @@ def seeds_of(rows: int) -> torch.Tensor:
 
 def test_greedy_is_transformers_own(loaded: Loaded, kind: str) -> None:
     """Text alone, pictures, films and sounds in one batch, ragged, some rows ending early."""
-    assert forked.unsupported(loaded.model) is None
+    assert unshareable(loaded.model) is None
     prompts = prompts_of(loaded, SENSES[kind])
     assert len({len(prompt) for prompt in prompts}) > 2
     renderer = impatient(loaded, ends=())
@@ -188,7 +189,7 @@ def test_sliding_layers(window: int) -> None:
     """A window that ends inside the completion, and one that ends inside the prompt (and the other way round)."""
     loaded = sliding(window)
     prompts = prompts_of(loaded, ("i", "", "ii"))
-    assert forked.unsupported(loaded.model) is None
+    assert unshareable(loaded.model) is None
     theirs = generate.generate(
         loaded.model, loaded.family, impatient(loaded, range(3, 250, 40)), prompts, 1, GREEDY
     )

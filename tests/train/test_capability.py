@@ -39,13 +39,31 @@ def test_the_command_prints_every_family(tmp_path: Path) -> None:
         "qwen3_vl",
     ]
     for name, reason in {
-        "qwen3_next": "layers: ",
+        "qwen3_next": "linear_attention: ",
         "gemma3": "both_ways: ",
         "paligemma": "both_ways: ",
         "gemma2": "attention_softcapping: ",
         "gpt_oss": "own_attention: ",
     }.items():
         assert lines[name]["training"].startswith(reason)
+
+
+def test_what_cannot_be_forked_cannot_be_trained_shared_either() -> None:
+    """One check under both: a reason of rollouts is one of training, word for word."""
+    for name, reason in {
+        "mllama": "cross_attention: ",
+        "deepseek_v3": "latent_attention: ",
+        "kimi_linear": "latent_attention: ",
+        "minimax": "own_cache: ",
+        "gemma2": "attention_softcapping: ",
+        "gpt_oss": "own_attention: ",
+        "lfm2_vl": "own_attention: ",
+    }.items():
+        (line,) = capabilities([name])
+        assert line.rollout == line.training and (line.training or "").startswith(reason)
+    for name in ("qwen3_next", "olmo_hybrid", "gemma3"):
+        (line,) = capabilities([name])
+        assert line.rollout is None and line.training is not None
 
 
 def test_a_name_that_is_none_is_refused() -> None:
