@@ -34,8 +34,8 @@ def engine(model: Any, shared_prefix: SharedPrefix) -> Engine:
         return forked.generate
     if shared_prefix == "require":
         raise ValueError(
-            f"shared_prefix: require cannot be met in rollouts: {reason.why}; allowed for this model are auto (the plain "
-            "rollout where sharing does not fit) and off"
+            f"shared_prefix: require cannot be met in rollouts: {reason.why}; allowed for this model are auto (the "
+            "plain rollout where sharing does not fit) and off"
         )
     if reason.why not in _said:
         _said.add(reason.why)

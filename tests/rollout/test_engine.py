@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmreason.model.load import load_model
-from mmreason.recipe import build_recipe
 from mmreason.model.shared_fit import unshareable
+from mmreason.recipe import build_recipe
 from mmreason.rollout import engine as engines
 from mmreason.rollout import forked, generate
 from mmreason.rollout.engine import engine

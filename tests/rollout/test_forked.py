@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mmreason.model.load import Loaded, load_model
-from mmreason.objective import grpo_samples
 from mmreason.model.shared_fit import unshareable
+from mmreason.objective import grpo_samples
 from mmreason.render import Renderer
 from mmreason.rollout import budget, forked, generate
 from mmreason.rollout.forked_cache import ForkedCache, ForkedLayer
