@@ -1,7 +1,6 @@
 """Checkpoints: everything a run needs to go on, written beside and renamed into place, verified by hash.
 
-A checkpoint is a Hugging Face folder (config, safetensors, processor) plus `optimizer.pt` (under DeepSpeed the folder
-`deepspeed`, files of every rank), one `rank_R.json` and
+A checkpoint is a Hugging Face folder (config, safetensors, processor) plus `optimizer.pt`, one `rank_R.json` and
 `rank_R.safetensors` per process (random state, loader, sampler, gate, buffered rollouts), `trainer_state.json`, and
 last `manifest.json` with the SHA-256 of every file. A folder whose manifest does not hold is not a checkpoint.
 """
@@ -16,6 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmreason.model.save import save_model
-from mmreason.train.distributed import Backend
+from mmreason.train.distributed import Backend, shard
+from mmreason.train.prepare import seed_everything
 from mmreason.types import Rendered, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -132,18 +133,29 @@ def damage(folder: Path) -> str | None:
 def load_state(folder: Path, backend: Backend) -> tuple[dict[str, Any], dict[str, Any], list[TrainingSample]]:
     """(shared state, this rank's state, buffered rows); restores this process's random generators.
 
-    Raises:
-        ValueError: the checkpoint was written by another number of processes.
+    Where another number of processes wrote it, the rows are dealt out anew and the generators begin anew: what is the
+    same in all processes (loader, sampler, gate) goes on.
     """
     shared = json.loads((folder / "trainer_state.json").read_text())
-    if shared["world_size"] != backend.world_size:
-        raise ValueError(
-            f"{folder} was written by {shared['world_size']} process(es) and this run has {backend.world_size}; "
-            f"start it with {shared['world_size']}, or take another output_dir and "
-            f"model.model_name_or_path={folder}"
-        )
-    local = json.loads((folder / f"rank_{backend.rank}.json").read_text())
-    tensors = load_file(folder / f"rank_{backend.rank}.safetensors")
+    wrote = shared["world_size"]
+    if wrote == backend.world_size:
+        return shared, *_load_rank(folder, backend.rank)
+    log.warning(
+        "%s was written by %d process(es) and goes on in %d: what each of them draws from now on is not what it "
+        "would have drawn",
+        *(folder, wrote, backend.world_size),
+    )
+    everyone = [_load_rank(folder, rank) for rank in reversed(range(wrote))][::-1]
+    seed_everything(
+        int(torch.randint(2**31, (1,))) + backend.rank
+    )  # by the first process's generator, restored last
+    return shared, everyone[0][0], _dealt([rows for _, rows in everyone], backend)
+
+
+def _load_rank(folder: Path, rank: int) -> tuple[dict[str, Any], list[TrainingSample]]:
+    """One process's state and rows; its random generators become this process's."""
+    local = json.loads((folder / f"rank_{rank}.json").read_text())
+    tensors = load_file(folder / f"rank_{rank}.safetensors")
     torch.set_rng_state(tensors["rng/torch"])
     if torch.cuda.is_available() and "rng/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng/cuda"])
@@ -151,7 +163,19 @@ def load_state(folder: Path, backend: Backend) -> tuple[dict[str, Any], dict[str
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = local["rng/numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    return shared, local, rows_from_tensors(tensors, local["rows"])
+    return local, rows_from_tensors(tensors, local["rows"])
+
+
+def _dealt(of_ranks: Sequence[Sequence[TrainingSample]], backend: Backend) -> list[TrainingSample]:
+    """This process's share of all processes' rows; those of one group stay together and are numbered anew."""
+    units: dict[tuple[int, int, int], list[TrainingSample]] = {}
+    for rank, rows in enumerate(of_ranks):
+        for i, row in enumerate(rows):
+            units.setdefault((rank, row.group, i if row.group < 0 else 0), []).append(row)
+    mine = shard(list(units.values()), backend)
+    return [
+        replace(row, group=i if row.group >= 0 else row.group) for i, unit in enumerate(mine) for row in unit
+    ]
 
 
 def rows_to_tensors(rows: Sequence[TrainingSample]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

@@ -19,10 +19,9 @@ import torch
 from torch import nn
 
 from mmreason.train.deepspeed_config import DeepSpeedConfig
-from mmreason.train.distributed import Ranks
+from mmreason.train.deepspeed_states import gathered, scatter
+from mmreason.train.distributed import OPTIMIZER, Ranks
 
-STATES = "deepspeed"  # folder in a checkpoint: the engine's own states, of every rank
-TAG = "states"
 LEFT_ON_MODULES = ("_external_params", "_original_parameters", "pre_bwd_fn", "post_bwd_fn")
 
 
@@ -159,22 +158,23 @@ class DeepSpeedBackend(Ranks):
     # --- checkpoints
 
     def save_optimizer(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        """The engine's states, a file or two of every rank: weights that learn (float32), moments, step counts."""
-        self.engine.save_checkpoint(
-            str(folder / STATES), tag=TAG, save_latest=False, exclude_frozen_parameters=True
-        )
+        """Moments, step counts and float32 weights, whole and by parameter: for any number of processes."""
+        assert self._called is not None
+        stage = self.config.stage
+        if not stage:
+            super().save_optimizer(folder, optimizer)
+            return
+        states = gathered(self.engine, self._called.module, stage, keep=self.is_main)
+        if self.is_main:
+            torch.save(states, folder / OPTIMIZER)
 
     def load_optimizer(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        path, _ = self.engine.load_checkpoint(
-            str(folder / STATES),
-            tag=TAG,
-            load_module_strict=False,  # what is frozen came with the model's own folder
-            load_lr_scheduler_states=False,
-        )
-        if path is None:
-            raise ValueError(
-                f"{folder / STATES / TAG}: DeepSpeed finds no states there; take an older checkpoint"
-            )
+        assert self._called is not None
+        if not self.config.stage:
+            super().load_optimizer(folder, optimizer)
+            return
+        states = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu", mmap=True)
+        scatter(self.engine, self._called.module, self.config.stage, states)
 
     def close(self) -> None:
         self.release()

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmreason.evaluate.roots import FILE, roots_of
 from mmreason.model.save import save_model, write_probe
 from mmreason.recipe import dump_recipe, load_recipe
 from mmreason.schema import Recipe
+from mmreason.train.checkpoint import checkpoints
 from mmreason.train.context import Context
 from mmreason.types import Rendered
 
@@ -42,7 +44,7 @@ FREE_KEYS = (
     "weights_dir",
     "output_dir",  # the folder was moved, or is spelt in another way
 )
-ROWS_OF_A_STEP = "per_device_train_batch_size x gradient_accumulation_steps x processes"
+ROWS = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of a step, in one process
 _PACKAGES = (
     "mmreason",
     "torch",
@@ -77,7 +79,7 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
         now = yaml.safe_load(dump_recipe(recipe))
         begun = any(run_dir.glob("checkpoint-*"))
         _settle_threads(before, now, run_dir, warn=begun and rank == 0)
-        advice = _settle_processes(before, now, run_dir)
+        advice = _settle_rows(before, now, run_dir)
         changed = differences(before, now)
         if changed and begun:
             raise ValueError(
@@ -116,28 +118,35 @@ def _settle_threads(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
         )
 
 
-def _settle_processes(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> str:
-    """Where the run had another number of processes, compare the rows of a whole step, in place of those of each.
+def _settle_rows(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> str:
+    """Compare the rows of each stage's step with the newest checkpoint's, in place of what one process learns from.
 
-    Returns what to say should they differ.
+    Another number of processes may say the same in another way. Returns what to say should they differ.
     """
-    record = run_dir / "environment.json"
-    is_now = _processes()
-    was = json.loads(record.read_text()).get("processes", is_now) if record.exists() else is_now
-    if was == is_now:
+    stored = [path for folder in checkpoints(run_dir) if (path := folder / "trainer_state.json").is_file()]
+    if not stored:
         return ""
-    for tree, processes in ((before, was), (now, is_now)):
-        for stage in tree["stages"]:
-            sizes = stage.pop("per_device_train_batch_size"), stage.pop("gradient_accumulation_steps")
-            stage[ROWS_OF_A_STEP] = math.prod(sizes) * processes
+    state, processes = json.loads(stored[-1].read_text()), int(os.environ.get("WORLD_SIZE", 1))
+    known = state.get("rows_of_a_step", {})
+    for was, stage in zip(before["stages"], now["stages"], strict=False):
+        if stage["name"] in known:
+            was["rows of a step"], stage["rows of a step"] = (
+                known[stage["name"]],
+                rows_of_a_step(stage, processes),
+            )
+            for key in ROWS:
+                del was[key], stage[key]
+    if state["world_size"] == processes:
+        return ""
     return (
-        f"; it had {was} process(es) and this start has {is_now}: choose gradient_accumulation_steps and "
-        "per_device_train_batch_size so that all of them together learn from as many rows a step as before"
+        f"; it had {state['world_size']} process(es) and this start has {processes}: choose "
+        f"{' and '.join(ROWS)} so that all processes together learn from as many rows a step as before"
     )
 
 
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+def rows_of_a_step(stage: Mapping[str, Any], processes: int) -> int:
+    """Rows that a stage's step learns from in all processes together."""
+    return math.prod(stage[key] for key in ROWS) * processes
 
 
 def _forget(run_dir: Path) -> None:
@@ -182,7 +191,6 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "processes": _processes(),
         "torch_threads": recipe.num_threads or torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,

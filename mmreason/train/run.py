@@ -131,7 +131,7 @@ def _stage(
             model=context.model,
             processor=context.processor,
             optimizer=trainer.optimizer,
-            shared={**state, "seconds": context.seconds, "quarantine": context.quarantine.state_dict()},
+            shared={**state, **_shared(context)},
             local={"method": method.state_dict()},
             rows=method.buffered(),
             backend=context.backend,
@@ -155,6 +155,16 @@ def _stage(
             save_model(context.model, context.processor, context.run_dir / "stages" / stage.name, merge=False)
     save(end, elapsed, done=True)
     context.backend.release()
+
+
+def _shared(context: Context) -> dict[str, Any]:
+    """What a checkpoint keeps of the run itself."""
+    processes = context.backend.world_size
+    return {
+        "seconds": context.seconds,
+        "quarantine": context.quarantine.state_dict(),
+        "rows_of_a_step": {s.name: folder.rows_of_a_step(vars(s), processes) for s in context.recipe.stages},
+    }
 
 
 def _method(context: Context, stage: Stage) -> tuple[Budget, Method]:

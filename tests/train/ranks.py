@@ -18,26 +18,27 @@ from tests.train.killed import arm
 WORLD = 2
 
 
-def train_in_ranks(tree: dict[str, Any], **where: Any) -> list[int]:
-    """Train the recipe in WORLD processes, rank 0 armed as `killed.arm` says; their exit codes by rank."""
+def train_in_ranks(tree: dict[str, Any], world: int = WORLD, **where: Any) -> list[int]:
+    """Train the recipe in `world` processes, rank 0 armed as `killed.arm` says; their exit codes by rank."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(rank, port, tree, where)) for rank in range(WORLD)]
+    ranks = [context.Process(target=_rank, args=(rank, world, port, tree, where)) for rank in range(world)]
     for process in ranks:
         process.start()
     ranks[0].join()
-    ranks[1].join(20 if ranks[0].exitcode == 0 else 5)
-    if ranks[1].exitcode is None:  # it waits for a rank that is dead
-        ranks[1].kill()
-        ranks[1].join()
+    for other in ranks[1:]:
+        other.join(20 if ranks[0].exitcode == 0 else 5)
+        if other.exitcode is None:  # it waits for a rank that is dead
+            other.kill()
+            other.join()
     return [process.exitcode for process in ranks]
 
 
-def _rank(rank: int, port: int, tree: dict[str, Any], where: dict[str, Any]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+def _rank(rank: int, world: int, port: int, tree: dict[str, Any], where: dict[str, Any]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     folder.write_probe = lambda *args: None  # type: ignore[assignment]
     torch.set_num_threads(1)

@@ -234,11 +234,53 @@ def test_random_state_and_rows_come_back_to_the_bit(stopped: Path) -> None:
     assert all(row.old_logprobs is not None and row.ref_logprobs is not None for row in rows)
 
 
-def test_another_number_of_processes_is_refused(stopped: Path) -> None:
+def test_another_number_of_processes_shares_the_rows(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Six rows of one process, two groups of three: one group for each of two processes, none for a third."""
     backend = make_backend("plain")
-    backend.world_size = 2
-    with pytest.raises(ValueError, match=r"written by 1 process\(es\) and this run has 2"):
-        load_state(stopped / "checkpoint-12", backend)
+    whole = load_state(stopped / "checkpoint-9", backend)
+    assert not caplog.records
+    drawn = set()
+    for world, owned in ((2, [[0], [1]]), (3, [[0], [1], []])):
+        backend.world_size = world
+        for backend.rank, groups in enumerate(owned):
+            shared, local, rows = load_state(stopped / "checkpoint-9", backend)
+            assert (shared, local["method"]) == (whole[0], whole[1]["method"])
+            wanted = [row for row in whole[2] if row.group in groups]
+            assert len(rows) == 3 * len(groups) and all(row.group == 0 for row in rows)
+            assert all(torch.equal(r.rendered.ids, w.rendered.ids) for r, w in zip(rows, wanted, strict=True))
+            drawn.add((random.random(), torch.rand(1).item()))
+    assert len(drawn) == 3  # each draws by itself, whatever the others are
+    assert "was written by 1 process(es) and goes on in 2" in caplog.text
+
+
+def test_rows_of_other_processes_come_together(stopped: Path, tmp_path: Path) -> None:
+    """As if two processes had written the checkpoint: their groups of the same number are not one."""
+    folder = shutil.copytree(stopped / "checkpoint-9", tmp_path / "checkpoint-9")
+    for kind in ("json", "safetensors"):
+        shutil.copy(folder / f"rank_0.{kind}", folder / f"rank_1.{kind}")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (folder / "trainer_state.json").write_text(json.dumps(state | {"world_size": 2}))
+    rows = load_state(folder, make_backend("plain"))[2]
+    assert [row.group for row in rows] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+
+
+def test_another_number_of_processes_learns_from_as_many_rows(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process with 4 rows a step is two with 2, and not two with 4."""
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = small.recipe(tmp_path / "run")
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)stages.0.rows of a step: was 4, now 8.*it had 1 process\(es\) and this start has 2: choose",
+    ):
+        open_run(recipe, tmp_path / "run")
+    halves = [
+        stage.model_copy(update={"per_device_train_batch_size": stage.per_device_train_batch_size // 2})
+        for stage in recipe.stages
+    ]
+    open_run(recipe.model_copy(update={"stages": halves}), tmp_path / "run")
 
 
 def test_buffered_rows_round_trip(assembled_folder: Path) -> None:
