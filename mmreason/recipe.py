@@ -21,6 +21,7 @@ from mmreason.schema import GROUP_KEYS, STAGES, Recipe, SourceConfig, undivided,
 NOT_YET = {  # keys of other trainers' recipes that stand for what is not there
     "tools": "this version has no tools for a model to call; remove the key",
     "use_vllm": "here it is `rollout: {engine: vllm, base_url: ...}`, with `mmreason serve MODEL` beside the run",
+    "async": "here it is `rollout: {engine: vllm, staleness: 1}`",
 }
 MOST_MENDED = 50  # wrong keys that are left out at most
 KINDS: dict[type, str] = {

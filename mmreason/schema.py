@@ -171,6 +171,22 @@ class RolloutConfig(Closed):
     ] = "token_truncate"
     importance_sampling_clip_max: float | None = Field(2.0, gt=0)
     importance_sampling_clip_min: float | None = Field(None, ge=0)
+    # 0: each step's completions come from its own weights. 1: the next rollout is written while this one is trained on
+    staleness: Literal[0, 1] = 0
+
+    @model_validator(mode="after")
+    def _overlap(self) -> RolloutConfig:
+        if self.staleness and self.engine == "local":
+            raise ValueError(
+                "staleness=1 writes the next completions beside the training, and engine local is this very process; "
+                "take engine: vllm, or staleness: 0"
+            )
+        if self.staleness and self.importance_sampling_mode == "none":
+            raise ValueError(
+                "staleness=1 trains on what older weights wrote, which importance_sampling_mode none would leave as "
+                "it is; take token_truncate (or another mode), or staleness: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bounds(self) -> RolloutConfig:

@@ -34,7 +34,8 @@ def correct(
     """(weights of the policy term [B, K], or None where the mode is none; sums that metrics are made of).
 
     Args:
-        old: the trainer's log-probabilities under the weights that the engine had, float [B, K], without gradient.
+        old: the trainer's log-probabilities as it began with these rows, float [B, K], without gradient: under the
+            weights that the engine had, or under newer ones where rollouts are stale.
         sampling: the engine's.
         active: bool [B, K], the sampled tokens that are learned; anything may stand elsewhere.
 

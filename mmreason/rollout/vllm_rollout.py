@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import AsyncResult, ThreadPool  # of daemon threads: none holds up the process's end
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ class VLLMRollout:
         self._model = model
         self._instance: str | None = None  # the one that we spoke to last
         self._counts = {"rollout/retries": 0.0, "rollout/restarts": 0.0, "rollout/pushes": 0.0}
-        self._push_seconds = 0.0
+        self._seconds = {"time/push": 0.0, "time/generate": 0.0}
+        self._beside: ThreadPool | None = None  # the thread of `start`
+        self._closed = threading.Event()
 
     def connect(self) -> None:
         """Wait until the server answers, and check that it fits.
@@ -82,11 +84,47 @@ class VLLMRollout:
         Raises:
             ValueError: the server refuses, does not fit any more, or did not answer for `rollout.max_wait` seconds.
         """
+        return self._complete(prompts, count, params, renderer, _seeds(prompts))
+
+    def start(
+        self, prompts: Sequence[Prompt], count: int, params: SamplingParams, renderer: Renderer
+    ) -> AsyncResult[list[list[Trajectory]]]:
+        """As `complete`, beside the caller, whose generator has made its draws when this returns.
+
+        `get` of what comes back waits, and raises what `complete` would; until then nothing is published.
+        """
+        if self._beside is None:
+            self._beside = ThreadPool(1)
+        return self._beside.apply_async(self._complete, (prompts, count, params, renderer, _seeds(prompts)))
+
+    def take_metrics(self) -> dict[str, float]:
+        """What happened since the last call."""
+        out = {**self._seconds, **self._counts}
+        self._counts = dict.fromkeys(self._counts, 0.0)
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return out
+
+    def close(self) -> None:
+        """Give up what is on its way, and remove the weights that were written for the server."""
+        self._closed.set()
+        if self._beside is not None:
+            self._beside.terminate()
+        if self.pushes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- one round
+
+    def _complete(
+        self,
+        prompts: Sequence[Prompt],
+        count: int,
+        params: SamplingParams,
+        renderer: Renderer,
+        seeds: Sequence[int],
+    ) -> list[list[Trajectory]]:
         if not prompts:
             return []
-        seeds = torch.randint(
-            0, 2**31 - 1, (len(prompts),)
-        ).tolist()  # drawn once: asked again, they are the same
+        began = time.perf_counter()
         done: dict[int, list[Trajectory]] = {}
 
         def round_() -> None:
@@ -109,21 +147,8 @@ class VLLMRollout:
                 raise failure
 
         self._persist(round_, lambda: len(done))
+        self._seconds["time/generate"] += time.perf_counter() - began
         return [done[i] for i in range(len(prompts))]
-
-    def take_metrics(self) -> dict[str, float]:
-        """What happened since the last call, and the version in use."""
-        out = {"rollout/version": float(self.version), "time/push": self._push_seconds, **self._counts}
-        self._counts = dict.fromkeys(self._counts, 0.0)
-        self._push_seconds = 0.0
-        return out
-
-    def close(self) -> None:
-        """Remove the weights that were written for the server; it has read them."""
-        if self.pushes:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    # --- one round
 
     def _ready(self) -> Facts:
         """The server, once it holds our version; pushes the weights where they are not there."""
@@ -142,7 +167,7 @@ class VLLMRollout:
             )
         began = time.perf_counter()
         load_weights(self.client, self._weights(self.version), self.run, self.version)
-        self._push_seconds += time.perf_counter() - began
+        self._seconds["time/push"] += time.perf_counter() - began
         self._counts["rollout/pushes"] += 1
         for old in self.folder.glob("version-*"):
             if old != self._weights(self.version):
@@ -162,8 +187,8 @@ class VLLMRollout:
                 failed.set()
                 return error
 
-        with ThreadPoolExecutor(max_workers=min(len(bodies), self.config.max_concurrency)) as pool:
-            answers = dict(zip(bodies, pool.map(one, bodies.values()), strict=True))
+        with ThreadPool(min(len(bodies), self.config.max_concurrency)) as pool:
+            answers = dict(zip(bodies, pool.map(one, bodies.values(), chunksize=1), strict=True))
         failures = [a for a in answers.values() if isinstance(a, Unreachable) and str(a) != "not asked"]
         got = {i: answer for i, answer in answers.items() if not isinstance(answer, Unreachable)}
         return got, failures[0] if failures else None
@@ -193,10 +218,18 @@ class VLLMRollout:
                     ) from error
                 self._counts["rollout/retries"] += 1
                 log.warning("%s; trying again in %.1f s", error, pause)
-                time.sleep(pause)
+                if self._closed.wait(pause):
+                    raise ValueError(
+                        f"{self.config.base_url}: the run ended while it was waited for"
+                    ) from error
                 pause = min(2 * pause, LONGEST_PAUSE)
             except Refused as error:
                 raise ValueError(f"rollout.engine: vllm: {error}") from error
 
     def _weights(self, version: int) -> Path:
         return self.folder / f"version-{version}"
+
+
+def _seeds(prompts: Sequence[Prompt]) -> list[int]:
+    """One for each prompt, drawn once: asked again, they are the same."""
+    return torch.randint(0, 2**31 - 1, (len(prompts),)).tolist()

@@ -7,8 +7,10 @@ and TW-GRPO (2505.24718). The step that trains on the streams is the same as SFT
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from mmreason.curriculum import make_gate, make_sampler, peek
@@ -17,21 +19,21 @@ from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_requests import Prompt
-from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import GRPOStage
 from mmreason.train.completions import add_token_weights, group_metrics, records, write_completions
 from mmreason.train.context import Batch, Context
 from mmreason.train.distributed import shard
+from mmreason.train.in_flight import InFlight, parted, restored
 from mmreason.train.remote import correction_of
 from mmreason.train.step import Objective, Trainer, fixed_logprobs, shown_weights
-from mmreason.types import Group, Rendered, Sample, TrainingSample
+from mmreason.types import Group, Sample, TrainingSample, Trajectory
 
 log = logging.getLogger(__name__)
 WEIGHED = 12  # rollouts of a stage, evenly spaced, whose logged completions tell each token's weight
 
 
 class GRPO:
-    """The `grpo` method. State: sampler, gate, and the rollouts that are still in use."""
+    """The `grpo` method. State: sampler, gate, the rollouts that are still in use, and those on their way."""
 
     def __init__(self, context: Context, stage: GRPOStage, steps: int, reference: Callable[[], Any]) -> None:
         self.context = context
@@ -39,6 +41,7 @@ class GRPO:
         pool = [sample for name in stage.data for sample in context.sources[name]]
         rollouts = -(-steps // stage.num_iterations)
         self.sampler = make_sampler(stage.sampler, pool, rollouts, context.recipe.seed)
+        self._of_stage = rollouts
         self._weighed = {round(i * (rollouts - 1) / (WEIGHED - 1)) for i in range(WEIGHED)}
         self.gate = make_gate(stage.gate)
         self.user_functions = user_rewards(stage.reward_funcs)
@@ -50,6 +53,9 @@ class GRPO:
         self._metrics: dict[str, float] = {}
         self._rollouts = 0
         self._bad_rewards = 0
+        self._in_flight: InFlight | None = None  # asked for ahead, where the recipe allows staleness
+        self._versions: list[int] = []  # of the weights that wrote each group of the present rollouts
+        self._waited = 0.0  # seconds for what was in flight
 
     # --- the method's contract
 
@@ -60,11 +66,14 @@ class GRPO:
                 self._rows, self._metrics = self._rollout(step)
             self._uses_left = self.stage.num_iterations
         self._uses_left -= 1
-        return Batch(self._rows, self._objective(), dict(self._metrics))
+        return Batch(self._rows, self._objective(), self._metrics | self._staleness(step))
 
     def buffered(self) -> list[TrainingSample]:
-        """The rollouts of the present buffer while a later step still needs them."""
-        return self._rows if self._uses_left else []
+        """The rollouts of the present buffer while a later step still needs them, then those on their way."""
+        used = self._rows if self._uses_left else []
+        if self._in_flight is None:
+            return used
+        return used + self._in_flight.rows(max((row.group for row in used), default=-1) + 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -73,27 +82,34 @@ class GRPO:
             "uses_left": self._uses_left,
             "metrics": self._metrics,
             "rollouts": self._rollouts,
+            "versions": self._versions,
+            "in_flight": None if self._in_flight is None else self._in_flight.version,
         }
 
     def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self.gate.load_state_dict(state["gate"])
-        self._uses_left, self._metrics, self._rows = state["uses_left"], state["metrics"], rows
+        self._uses_left, self._metrics = state["uses_left"], state["metrics"]
         self._rollouts = state["rollouts"]
+        self._versions = state.get("versions", [])  # this and the next are newer than some checkpoints
+        self._rows, coming = parted(rows)
+        if (version := state.get("in_flight")) is not None:
+            renderer, stop = self.context.renderer, self.stage.stop_strings
+            self._in_flight = restored(version, coming, self._named(), renderer, stop)
 
     # --- one batch of rollouts
 
     def _rollout(self, step: int) -> tuple[list[TrainingSample], dict[str, float]]:
-        stage, backend = self.stage, self.context.backend
-        self._bad_rewards = 0
-        if self.context.remote is not None:
-            self.context.remote.publish(self.context.model, step)
-            backend.barrier()
-        groups, seen = self._groups()
+        stage, backend, remote = self.stage, self.context.backend, self.context.remote
+        self._bad_rewards, self._waited = 0, 0.0
+        groups, seen = self._groups(step)
+        told = {} if remote is None else {**remote.take_metrics(), "time/wait": self._waited}
         weighed = self._rollouts in self._weighed
         self._rollouts += 1
-        coming = self._per_rank * backend.world_size
-        self.context.feed.ahead(lambda: shard(peek(self.sampler, coming, self._rollouts), backend), stage)
+        if self.context.recipe.rollout.staleness and self._rollouts < self._of_stage:
+            self._launch(step)
+        coming, later = self._per_rank * backend.world_size, self._rollouts + (self._in_flight is not None)
+        self.context.feed.ahead(lambda: shard(peek(self.sampler, coming, later), backend), stage)
         rewards = [[t.reward for t in group.trajectories] for group in groups]
         per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
         rows: list[TrainingSample] = []
@@ -122,7 +138,7 @@ class GRPO:
             **curriculum,
             "groups": len(kept) / stage.num_generations,
             "rewards/bad_values": backend.sum(self._bad_rewards),
-            **({} if self.context.remote is None else self.context.remote.take_metrics()),
+            **told,
         }
 
     def _weigh(self, lines: list[dict[str, Any]], rows: list[TrainingSample]) -> None:
@@ -144,77 +160,115 @@ class GRPO:
         stage = self.stage
         return stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
 
-    def _groups(self) -> tuple[list[Group], list[Group]]:
+    def _groups(self, step: int) -> tuple[list[Group], list[Group]]:
         """Groups that the gate admits, refilled for at most `max_rounds`; and all groups that were rolled out."""
         stage, backend, per_rank = self.stage, self.context.backend, self._per_rank
         admitted: list[Group] = []
+        versions: list[int] = []
         seen: list[Group] = []
         for _ in range(stage.gate.max_rounds):
             missing = backend.max(per_rank - len(admitted))
             if missing <= 0:
                 break
-            samples = shard(self.sampler.next(missing * backend.world_size, step=self._rollouts), backend)
-            fresh = self._complete(samples)
+            fresh, version = self._round(missing, step)
             seen += fresh
             admitted += [group for group in fresh if self.gate.admit(group)]
+            versions += [version] * (len(admitted) - len(versions))
             bare = [replace(g, prompt=replace(g.prompt, media={})) for g in fresh]
             everyone = [g for part in backend.gather(bare) for g in part]
             self.sampler.observe(everyone)
             self.gate.observe(everyone)
+        self._versions = [v for part in backend.gather(versions[:per_rank]) for v in part]
         return admitted[:per_rank], seen
 
-    def _complete(self, samples: Sequence[Sample]) -> list[Group]:
-        """Roll out and score one group for every readable sample."""
-        context, stage = self.context, self.stage
-        context.feed.ahead(lambda: samples, stage)
-        pairs: list[tuple[Sample, Rendered]] = []
-        for sample in samples:
-            prompt = context.feed.prompt(sample, stage)
-            if prompt is not None:
-                pairs.append((sample, prompt))
-        if not pairs:
-            return []
-        params = SamplingParams(
+    def _round(self, missing: int, step: int) -> tuple[list[Group], int]:
+        """Scored groups of the round in flight, or of a fresh one under the present weights; and their version."""
+        if self._in_flight is not None:
+            flight, self._in_flight = self._in_flight, None
+            began = time.perf_counter()
+            completed = flight.take()
+            self._waited = time.perf_counter() - began
+            return self._scored(flight.prompts, completed), flight.version
+        self._publish(step)
+        prompts = self._draw(missing)
+        return self._scored(prompts, self._complete(prompts)), step
+
+    def _launch(self, step: int) -> None:
+        """Ask for the next rollout's first round under the present weights, and do not wait for it."""
+        remote = self.context.remote
+        assert remote is not None, "rollout.staleness needs an engine that works beside this process"
+        self._publish(step)
+        prompts = self._draw(self._per_rank)
+        count, params, renderer = self.stage.num_generations, self._params(), self.context.renderer
+        self._in_flight = InFlight(prompts, step, remote.start(prompts, count, params, renderer).get)
+
+    def _publish(self, step: int) -> None:
+        """Give an engine outside this process the weights from before `step`, which are their version."""
+        remote = self.context.remote
+        if remote is not None and remote.version != step:
+            remote.publish(self.context.model, step)
+            self.context.backend.barrier()
+
+    def _draw(self, each: int) -> list[Prompt]:
+        """The sampler's next prompts, `each` on every rank; this rank's that can be read."""
+        backend = self.context.backend
+        samples = shard(self.sampler.next(each * backend.world_size, step=self._rollouts), backend)
+        self.context.feed.ahead(lambda: samples, self.stage)
+        return [prompt for sample in samples if (prompt := self._prompt(sample)) is not None]
+
+    def _prompt(self, sample: Sample) -> Prompt | None:
+        """A sample rendered, with its media where they are sent; None when it went to quarantine."""
+        feed = self.context.feed
+        rendered = feed.prompt(sample, self.stage)
+        media = None if rendered is None else [] if self.context.remote is None else feed.media(sample)
+        return None if rendered is None or media is None else Prompt(sample, media, rendered)
+
+    def _named(self) -> Callable[[str, str], Prompt | None]:
+        """(source, id) -> the prompt."""
+        pool = {(s.source, s.id): s for name in self.stage.data for s in self.context.sources[name]}
+        return lambda source, name: self._prompt(pool[source, name])
+
+    def _params(self) -> SamplingParams:
+        stage, rollout = self.stage, self.context.recipe.rollout
+        return SamplingParams(
             stage.max_completion_length,
             stage.temperature,
             stage.top_p,
             stage.top_k,
             stage.min_p,
             stop=tuple(stage.stop_strings),
-            max_rows=context.recipe.rollout.max_rows,
-            kv_bytes=context.recipe.rollout.kv_cache_memory_bytes,
+            max_rows=rollout.max_rows,
+            kv_bytes=rollout.kv_cache_memory_bytes,
         )
-        if context.remote is not None:
-            return self._complete_remotely(context.remote, pairs, params)
-        complete = engine(context.model, context.recipe.shared_prefix)
-        completed = complete(
-            context.model,
-            context.family,
-            context.renderer,
-            [prompt for _, prompt in pairs],
-            stage.num_generations,
-            params,
-        )
-        return [
-            self._score(Group(sample, prompt, tuple(trajectories)))
-            for (sample, prompt), trajectories in zip(pairs, completed, strict=True)
-        ]
 
-    def _complete_remotely(
-        self, remote: VLLMRollout, pairs: Sequence[tuple[Sample, Rendered]], params: SamplingParams
-    ) -> list[Group]:
-        """As `_complete`, from the server, which gets the media themselves."""
-        feed = self.context.feed
-        prompts = [
-            Prompt(sample, media, prompt)
-            for sample, prompt in pairs
-            if (media := feed.media(sample)) is not None
-        ]
-        completed = remote.complete(prompts, self.stage.num_generations, params, self.context.renderer)
+    def _complete(self, prompts: Sequence[Prompt]) -> list[list[Trajectory]]:
+        """A group's completions for every prompt, from the engine of the recipe."""
+        context, count, params = self.context, self.stage.num_generations, self._params()
+        if context.remote is not None:
+            return context.remote.complete(prompts, count, params, context.renderer)
+        if not prompts:
+            return []
+        complete = engine(context.model, context.recipe.shared_prefix)
+        rendered = [prompt.rendered for prompt in prompts]
+        return complete(context.model, context.family, context.renderer, rendered, count, params)
+
+    def _scored(self, prompts: Sequence[Prompt], completed: Sequence[Sequence[Trajectory]]) -> list[Group]:
         return [
             self._score(Group(prompt.sample, prompt.rendered, tuple(trajectories)))
             for prompt, trajectories in zip(prompts, completed, strict=True)
         ]
+
+    def _staleness(self, step: int) -> dict[str, float]:
+        """How many optimizer steps the weights that wrote the groups lie behind those that train on them."""
+        if self.context.remote is None or not self._versions:
+            return {}
+        behind = [step - version for version in self._versions]
+        newest = float(max(self._versions))
+        return {
+            "rollout/version": newest,
+            "rollout/staleness": fmean(behind),
+            "rollout/staleness_max": float(max(behind)),
+        }
 
     def _score(self, group: Group) -> Group:
         """Accuracy and rewards of a group; what a user's reward did wrong is named in the log."""

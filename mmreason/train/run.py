@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if context.backend.is_main:
         folder.write_roots(context)
         context.metrics.watch_memory()
-    with closing(context.feed):
+    with closing(context.feed), nullcontext() if context.remote is None else closing(context.remote):
         ablations_fit(context)
         position = _position(context, checkpoint)
         if checkpoint is None and recipe.eval.before:
@@ -62,8 +62,6 @@ def train(recipe: Recipe) -> dict[str, Any]:
         ablate_run(context)
     seconds = position["before_seconds"] + time.perf_counter() - began
     context.metrics.close()
-    if context.remote is not None:
-        context.remote.close()
     if context.backend.is_main:
         folder.write_timing(run_dir, context.seconds, seconds, context.metrics.peak_memory)
     context.backend.close()

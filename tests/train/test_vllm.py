@@ -32,12 +32,12 @@ from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_requests import Prompt
 from mmreason.rollout.vllm_serve import find_python, on_cpu
 from mmreason.rollout.vllm_server import write_weights
-from mmreason.schema import Recipe
 from mmreason.train.run import train
 from mmreason.types import Trajectory
 from tests.rollout.vllm_prompts import LOOK, engine, loaded, prompt, tiny_served
 from tests.train import small
 from tests.train.pictures import write_pictures
+from tests.train.served import served_recipe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 START = 400.0  # seconds that a server may take
@@ -247,24 +247,6 @@ def test_what_the_server_cannot_do_is_said_by_name(server: Server, model: Any, t
         rollout.connect()
 
 
-def recipe(out: Path, rows: Path, folder: Path, url: str) -> Recipe:
-    """Three rollouts, each used twice, on pictures, two and none."""
-    grpo = {"type": "grpo", "name": "grpo", "data": ["rows"], "max_steps": 6, "num_generations": 8}
-    grpo |= {"learning_rate": 5e-3, "per_device_train_batch_size": 24, "max_completion_length": 12}
-    grpo |= {"reward_funcs": [small.REWARD], "warmup_ratio": 0.0, "beta": 0.02, "num_iterations": 2}
-    grpo |= {"save_steps": 100, "lr_scheduler_type": "constant"}
-    return Recipe.model_validate(
-        {
-            "output_dir": str(out),
-            "num_threads": 1,
-            "model": {"model_name_or_path": str(folder)},
-            "data": {"rows": {"path": str(rows)}},
-            "stages": [grpo],
-            "rollout": {"engine": "vllm", "base_url": url, "max_wait": START},
-        }
-    )
-
-
 def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
     """Do something once a condition holds, beside the run."""
 
@@ -294,7 +276,7 @@ def test_a_run_goes_on_over_the_servers_death(
         server.start()
 
     killer = when(written, replace_server)
-    train(recipe(out, rows, folder, server.url))
+    train(served_recipe(out, rows, folder, server.url, max_wait=START))
     killer.join(timeout=10)
     server.wait()
     lines = small.metrics(out)
@@ -310,11 +292,42 @@ def test_a_run_goes_on_over_the_servers_death(
     assert list((out / "rollout_weights").iterdir()) == []  # nothing is left of what was sent
 
 
+def test_a_run_that_asks_ahead_goes_on_over_the_servers_death(
+    server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As above, with each rollout written beside the training of the one before."""
+    small.without_probe(monkeypatch)
+    server.wait()
+    out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
+
+    def written() -> bool:
+        path = out / "metrics.jsonl"
+        return path.is_file() and path.read_text().count("\n") >= 2
+
+    def replace_server() -> None:
+        server.kill()
+        server.start()
+
+    killer = when(written, replace_server)
+    train(served_recipe(out, rows, folder, server.url, {"num_iterations": 1}, max_wait=START, staleness=1))
+    killer.join(timeout=10)
+    server.wait()
+    lines = small.metrics(out)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["rollout/version"] for line in lines] == [1, 1, 2, 3, 4, 5]
+    assert [line["rollout/staleness"] for line in lines] == [0, 1, 1, 1, 1, 1]
+    assert sum(line["rollout/restarts"] for line in lines) == 1
+    assert all(line["groups"] == 3 and line["rows"] == 24 for line in lines)
+    assert len(set(small.completions(out).values())) == 6
+    apart = [line["sampling/sampling_logp_difference/max"] for line in lines]
+    assert apart[0] <= MISMATCH and min(apart[1:]) > MISMATCH  # what is stale is told
+
+
 def test_two_ranks_share_a_server(server: Server, folder: Path, tmp_path: Path):
     """One gives it the weights, both ask; every rank's completions are of the step's version."""
     server.wait()
     out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
-    whole = recipe(out, rows, folder, server.url)
+    whole = served_recipe(out, rows, folder, server.url, max_wait=START)
     (stage,) = whole.stages
     stage.max_steps, stage.per_device_train_batch_size = 4, 16
     path = tmp_path / "recipe.yaml"
