@@ -21,6 +21,7 @@ from torch import nn
 
 from mmreason.model.family import Family, bare
 from mmreason.model.feature_cache import FeatureCache, Made, digest, own_tensors, versions
+from mmreason.model.shared_fit import drops
 
 log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -300,11 +301,9 @@ def _taken_apart(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _noise(tower: nn.Module) -> str | None:
-    """Dropout makes other features every time."""
-    config: Any = getattr(tower, "config", None)
-    told = config.to_dict() if config is not None and tower.training else {}
-    rates = {n: x for n, x in told.items() if "drop" in n and isinstance(x, float) and x > 0}
-    return f"its training draws anew ({rates})" if rates else None
+    """Dropout makes other features every time; an adapter's is in its modules, not in the tower's config."""
+    found = drops(tower, now=True)
+    return None if found is None else f"its training draws anew ({found[0]} is {found[1]})"
 
 
 def _put_together(made: Sequence[Made]) -> Any:

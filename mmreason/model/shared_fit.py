@@ -150,14 +150,24 @@ def needs_side_by_side(family: str, attention: str, unfit: Unfit | None) -> None
 
 
 def _dropout(model: nn.Module) -> Unfit | None:
-    """The first place where the model in training drops something at random: dropout, layer drop, drop path."""
+    found = drops(model)
+    if found is None:
+        return None
+    place, rate = found
+    return Unfit(
+        "dropout",
+        f"{place} is {rate}: one prompt for all rows would drop other things than rows by themselves",
+    )
+
+
+def drops(model: nn.Module, *, now: bool = False) -> tuple[str, float] | None:
+    """The first place where the model in training drops something at random (dropout, layer drop, drop path), and how
+    much of it; with `now`, only where a module is in training at present.
+    """
     for name, module in model.named_modules():
         rates = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
         for key, rate in rates.items():
             if (key == "p" or "drop" in key) and isinstance(rate, float) and rate > 0:
-                return Unfit(
-                    "dropout",
-                    f"{f'{name}.{key}'.lstrip('.')} is {rate}: one prompt for all rows would drop other things than "
-                    "rows by themselves",
-                )
+                if module.training or not now:
+                    return f"{name}.{key}".lstrip("."), rate
     return None

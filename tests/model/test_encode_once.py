@@ -296,7 +296,8 @@ def test_dropout_in_a_tower_is_left_as_it_is(
     monkeypatch.setattr(module, "_said", set())
     loaded = model_of("assembled", native_folder)
     parts_that_learn(loaded, "llm")
-    loaded.model.vision_tower.config.attention_dropout = 0.5
+    layer = loaded.model.vision_tower.encoder.layers[0]
+    layer.self_attn.dropout = 0.5
     loaded.model.train()
     cache = FeatureCache(BIG)
     prompts = prompts_of(loaded, ("i", "i"))
@@ -305,8 +306,35 @@ def test_dropout_in_a_tower_is_left_as_it_is(
             logits(loaded, prompts)
     assert len(cache) == 0
     assert [r.getMessage() for r in caplog.records if r.name == module.__name__] == [
-        "SiglipVisionModel encodes media for every row that asks: its training draws anew ({'attention_dropout': 0.5})"
+        "SiglipVisionModel encodes media for every row that asks: its training draws anew "
+        "(encoder.layers.0.self_attn.dropout is 0.5)"
     ]
+    loaded.model.eval()  # a rollout drops nothing
+    with encode_once(loaded.model, loaded.family, cache), torch.no_grad():
+        logits(loaded, prompts)
+    assert len(cache) == 2
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_dropout_of_an_adapter_is_of_every_row(trained: bool) -> None:
+    """The config says nothing of it: one picture in two rows has other features in each, as without `encode_once`."""
+    config = tiny_model_config().model_copy(update={"use_peft": True, "lora_r": 4, "lora_dropout": 0.5})
+    loaded = load_model(config, texts=lambda: TEXTS, seed=0)
+    for name, weight in loaded.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+        weight.requires_grad_(trained and "lora_" in name)
+    loaded.model.eval()
+    loaded.model.get_base_model().vision_tower.train()
+    prompts = prompts_of(loaded, ("i",)) * 2
+    cache = FeatureCache(BIG)
+    torch.manual_seed(1)
+    plain = logits(loaded, prompts)
+    torch.manual_seed(1)
+    with encode_once(loaded.model, loaded.family, cache):
+        once = logits(loaded, prompts)
+    assert torch.equal(plain, once) and len(cache) == 0
+    assert not torch.allclose(*once.view(2, -1, once.shape[-1]), atol=1e-3)
 
 
 def test_precision_is_part_of_the_name(native_folder: Callable[[str], Path]) -> None:
