@@ -176,7 +176,9 @@ def _peaks(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, spre
     step = training_rows(stand, stage, rows.longest, prompts, prompts)
     training, check = training_peak(stand, recipe, stage, step, gathers=gathers(recipe), spread=spread)
     rolled = kept = 0
-    if grpo is not None:
+    if grpo is not None and recipe.rollout.engine != "local":
+        rolled = weights * (2 if recipe.model.use_peft else 1)  # adapters are merged into a copy, which is sent
+    elif grpo is not None:
         params = SamplingParams(
             grpo.max_completion_length,
             grpo.temperature,
