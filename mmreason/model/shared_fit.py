@@ -107,16 +107,24 @@ def untrainable(model: Any) -> Unfit | None:
         or "token_type_ids" in inspect.signature(whole.forward).parameters
     ):
         return Unfit("both_ways", f"{type(whole).__name__} attends both ways, to what comes later too")
-    if whole.get_output_embeddings() is None:
-        return Unfit("no_head", f"{type(whole).__name__} has no output embeddings")
-    changed = [key for key, none in AFTER_THE_HEAD.items() if getattr(config, key, none) not in (None, none)]
-    if changed:
-        return Unfit(
-            "after_the_head", f"{type(whole).__name__} changes its logits behind the head: {changed}"
-        )
+    headless = unscorable(whole)
+    if headless is not None:
+        return headless
     if getattr(config, "output_router_logits", False):
         return Unfit("router_loss", f"{name} has an auxiliary loss of its router, which counts tokens")
     return _dropout(model)
+
+
+def unscorable(model: Any) -> Unfit | None:
+    """Why the logits of this model are something else than its head of hidden states; None when they are that."""
+    whole = bare(model)
+    name, config = type(whole).__name__, whole.get_decoder().config
+    if whole.get_output_embeddings() is None:
+        return Unfit("no_head", f"{name} has no output embeddings")
+    changed = [key for key, none in AFTER_THE_HEAD.items() if getattr(config, key, none) not in (None, none)]
+    return (
+        Unfit("after_the_head", f"{name} changes its logits behind the head: {changed}") if changed else None
+    )
 
 
 def unpackable(model: Any, shared_prefix: SharedPrefix, gathers: bool) -> Unfit | None:

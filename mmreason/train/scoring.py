@@ -11,7 +11,8 @@ import torch
 
 from mmreason.model.family import forward_inputs
 from mmreason.model.shared_attention import attention_of
-from mmreason.model.shared_forward import head_of, hidden_states
+from mmreason.model.shared_fit import unscorable
+from mmreason.model.shared_forward import before_head, head_of, hidden_states
 from mmreason.model.shared_rows import Packed
 from mmreason.objective import CHUNK_ELEMENTS, Correction, GroupWeights, Head, hidden_logprobs, token_logprobs
 from mmreason.types import MicroBatch
@@ -39,7 +40,7 @@ class Objective:
 class Scores:
     """Of each row's tokens from column `first` on: column j speaks of `ids[:, first + j]`; K columns.
 
-    What no row learns is not scored with a shared prompt: it is 0 there.
+    What no row learns is 0 (where logits are the model's own, it is scored as well).
     """
 
     logprobs: torch.Tensor  # [B, K]
@@ -90,15 +91,28 @@ def _first_learned(batch: MicroBatch) -> int:
 
 def _plain(model: Any, trainer: Trainer, batch: MicroBatch, objective: Objective) -> Scores:
     """Every row by itself: padded on the right, with its own copy of the media."""
-    first = _first_learned(batch)
-    keep = batch.ids.shape[1] - first + 1
     device = trainer.backend.device
     inputs = forward_inputs(trainer.family, batch, device)
+    if trainer.backend.gathers or unscorable(trainer.model) is not None:
+        return _by_logits(model, inputs, batch, objective)
+    hidden = before_head(model, inputs).flatten(0, 1)
+    places = torch.arange(batch.ids.numel()).view(batch.ids.shape) - 1
+    return _scored(model, batch, hidden, places, objective)
+
+
+def _by_logits(
+    model: Any, inputs: dict[str, torch.Tensor], batch: MicroBatch, objective: Objective
+) -> Scores:
+    """By the model's own logits, from the first token that some row learns on: where they are more than its head's, or
+    its head's weights are there only while it runs.
+    """
+    first = _first_learned(batch)
+    keep = batch.ids.shape[1] - first + 1
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
-    with torch.autocast(device.type, enabled=False):
-        targets = batch.ids[:, first:].to(device)
+    with torch.autocast(logits.device.type, enabled=False):
+        targets = batch.ids[:, first:].to(logits.device)
         logprobs, entropy = token_logprobs(logits, targets, objective.banned, objective.temperature)
-        active = batch.aggregation[:, first:].to(device) > 0
+        active = batch.aggregation[:, first:].to(logits.device) > 0
 
         def divergence(rows: torch.Tensor, low: int, high: int) -> torch.Tensor:
             assert objective.token_weights is not None
@@ -108,17 +122,24 @@ def _plain(model: Any, trainer: Trainer, batch: MicroBatch, objective: Objective
 
 
 def _shared(model: Any, trainer: Trainer, batch: MicroBatch, packed: Packed, objective: Objective) -> Scores:
-    """The packed row; only what rows learn is scored, some of it at a time."""
-    device = trainer.backend.device
-    first = _first_learned(batch)
-    hidden = hidden_states(model, trainer.family, packed, device)
-    head, vocabulary = head_of(model), _vocabulary(model)
-    learned = batch.aggregation > 0
-    row, column = learned.nonzero(as_tuple=True)
+    """The packed row."""
+    hidden = hidden_states(model, trainer.family, packed, trainer.backend.device)
     # where the token before each stands: of a row's first written token that is the end of the shared prompt
     places = torch.full(batch.ids.shape, 0)
     for i, place in enumerate(packed.places):
         places[i, 1 : len(place)] = place[:-1]
+    return _scored(model, batch, hidden, places, objective)
+
+
+def _scored(
+    model: Any, batch: MicroBatch, hidden: torch.Tensor, places: torch.Tensor, objective: Objective
+) -> Scores:
+    """What rows learn, some of it at a time; `hidden` [T, H] at `places` [B, L] is what tells each token."""
+    device, first = hidden.device, _first_learned(batch)
+    head, vocabulary = head_of(model), _vocabulary(model)
+    learned = batch.aggregation > 0
+    learned[:, 0] = False  # nothing tells it
+    row, column = learned.nonzero(as_tuple=True)
     ids = batch.ids[row, column].to(device)
     before = hidden.index_select(0, places[row, column].to(device))
     values = hidden_logprobs(head, before, ids, vocabulary, objective.banned, objective.temperature)

@@ -23,11 +23,12 @@ from tests.rewards.build import group, sample, trajectory
 
 VOCABULARY, BANNED, TEMPERATURE = 9, 8, 0.7
 FAMILY = Family("native", (), {}, (BANNED,), {}, token_types=False)
+BACKEND: dict[str, Any] = {"device": torch.device("cpu"), "gathers": False}
 OBJECTIVE = step.Objective(banned=(BANNED,), temperature=TEMPERATURE, epsilon=0.2, epsilon_high=0.28)
 
 
-class Bigram(nn.Module):
-    """Logits of the next token from the present one alone, so that a row's numbers can be followed by hand."""
+class Table(nn.Module):
+    """The bigram's head: what it is given says which token is the present one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +36,36 @@ class Bigram(nn.Module):
             torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(5))
         )
 
-    def forward(self, input_ids: torch.Tensor, logits_to_keep: int, **ignored: Any) -> Any:
-        return SimpleNamespace(logits=self.table[input_ids][:, -logits_to_keep:])
+    def forward(self, present: torch.Tensor) -> torch.Tensor:
+        return present @ self.table
+
+
+class Bigram(nn.Module):
+    """Logits of the next token from the present one alone, so that a row's numbers can be followed by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Table()
+
+    @property
+    def table(self) -> nn.Parameter:
+        return self.head.table
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def get_decoder(self) -> Any:
+        return SimpleNamespace(config=SimpleNamespace())
+
+    def forward(self, input_ids: torch.Tensor, logits_to_keep: int = 0, **ignored: Any) -> Any:
+        present = nn.functional.one_hot(input_ids, VOCABULARY).float()
+        return SimpleNamespace(logits=self.head(present[:, -logits_to_keep:]))
+
+
+@pytest.fixture(params=["by the head", "by logits"], autouse=True)
+def gathers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is scored by its head; where weights are gathered as modules run, by its own logits."""
+    monkeypatch.setitem(BACKEND, "gathers", request.param == "by logits")
 
 
 def rows(loss_type: str = "dapo") -> list[TrainingSample]:
@@ -67,7 +96,7 @@ def rows(loss_type: str = "dapo") -> list[TrainingSample]:
 
 def micro(model: nn.Module, given: list[TrainingSample], objective: step.Objective = OBJECTIVE) -> Any:
     trainer: Any = SimpleNamespace(
-        wrapped=model, family=FAMILY, backend=SimpleNamespace(device=torch.device("cpu")), bf16=False
+        wrapped=model, model=model, family=FAMILY, backend=SimpleNamespace(**BACKEND), bf16=False
     )
     return step.micro_loss(trainer, Micro(collate(given, 0), None), objective)
 
