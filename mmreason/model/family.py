@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,17 @@ class Family:
 def bare(model: Any) -> PreTrainedModel:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def out_of_training(model: Any) -> Iterator[None]:
+    """The model in evaluation as long as this is open, and as it was afterwards, whatever happens."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def family_of(learner: nn.Module, processor: Any) -> Family:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from mmreason.model.family import Family, bare, media_inputs
+from mmreason.model.family import Family, bare, media_inputs, out_of_training
 from mmreason.render import Renderer
 from mmreason.rollout.budget import Share, in_batches, prefilled_together, rows_of
 from mmreason.rollout.forked_cache import NAME, ForkedCache, ForkedLayer, ForkedState, forked_layer
@@ -48,8 +48,7 @@ def generate(
     seeds = fresh_seeds(len(prompts), count, params) if seeds is None else seeds.view(len(prompts), count)
     limits = torch.full_like(seeds, params.max_new_tokens) if limits is None else limits.view_as(seeds)
     done: dict[tuple[int, int], Trajectory] = {}
-    learner, training = bare(model), model.training
-    model.eval()
+    learner = bare(model)
 
     def decode(batch: list[Share]) -> None:
         rows = list(rows_of(batch))
@@ -60,8 +59,8 @@ def generate(
         completed = _decode(learner, family, renderer.pad_id, chosen, owner, decoding)
         done.update(zip(rows, completed, strict=True))
 
-    in_batches(learner, [len(p) for p in prompts], count, params, decode, shared=True)
-    model.train(training)
+    with out_of_training(model):
+        in_batches(learner, [len(p) for p in prompts], count, params, decode, shared=True)
     return [[done[i, n] for n in range(count)] for i in range(len(prompts))]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from mmreason.model.family import Family, media_inputs
+from mmreason.model.family import Family, media_inputs, out_of_training
 from mmreason.render import Renderer
 from mmreason.rollout.budget import Share, in_batches, rows_of
 from mmreason.rollout.sampling import SamplingParams, as_ids, draw, fresh_seeds
@@ -41,8 +41,6 @@ def generate(
     """
     seeds = fresh_seeds(len(prompts), count, params) if seeds is None else seeds.view(len(prompts), count)
     done: dict[tuple[int, int], Trajectory] = {}
-    training = model.training
-    model.eval()
 
     def decode(batch: list[Share]) -> None:
         rows = list(rows_of(batch))
@@ -50,8 +48,8 @@ def generate(
         completed = _decode_rows(model, family, renderer, [prompts[i] for i, _ in rows], params, chosen)
         done.update(zip(rows, completed, strict=True))
 
-    in_batches(model, [len(p) for p in prompts], count, params, decode, shared=False)
-    model.train(training)
+    with out_of_training(model):
+        in_batches(model, [len(p) for p in prompts], count, params, decode, shared=False)
     return [[done[i, n] for n in range(count)] for i in range(len(prompts))]
 
 

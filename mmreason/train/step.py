@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmreason.model.family import Family
+from mmreason.model.family import Family, out_of_training
 from mmreason.objective import correct, correction_metrics, k3, policy_term
 from mmreason.train.distributed import Backend
 from mmreason.train.micro import Plan, Sharing, build, plan
+from mmreason.train.offload import offloaded
 from mmreason.train.scoring import Micro, Objective, Scores, scores
 from mmreason.train.shared_check import Kind, check_shared
 from mmreason.train.together import ShowKind, together
@@ -39,6 +41,7 @@ class Trainer:
     bf16: bool = False  # forward and backward in bfloat16 autocast; weights and optimizer stay float32
     sharing: Sharing = field(default_factory=Sharing)  # whether rows are packed, sharing prompts
     check: bool = True  # the first packed rows of each kind are held against the plain way
+    offload: bool = False  # activations wait in the CPU's memory for the backward pass
     checked: set[Kind] = field(default_factory=set)  # the kinds of which that is done
     show: ShowKind | None = (
         None  # rows that let a rank run the encoders of others; needed where ranks go in lockstep
@@ -77,7 +80,7 @@ def train_step(
     sums: dict[str, float] = {}
     for number, planned in enumerate(plans, start=1):
         micro = _built(trainer, rows, planned)
-        with micro.attention(trainer.model):
+        with micro.attention(trainer.model), offloaded(trainer.model) if trainer.offload else nullcontext():
             loss_sum, parts = micro_loss(trainer, micro, objective)
             backend.backward(loss_sum / denominator, last=number == len(plans))
         for name, value in parts.items():
@@ -180,14 +183,12 @@ def _scored(
     model: Any, trainer: Trainer, rows: Sequence[TrainingSample], objective: Objective
 ) -> Iterator[tuple[Plan, Scores]]:
     """Scores of all rows under `model` as it is now, out of training, micro-batch by micro-batch."""
-    training = model.training
-    model.eval()
-    for planned in plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing):
-        micro = _built(trainer, rows, planned)
-        with micro.attention(model):
-            scored = scores(model, trainer, micro, objective)
-        yield planned, scored
-    model.train(training)
+    with out_of_training(model):
+        for planned in plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing):
+            micro = _built(trainer, rows, planned)
+            with micro.attention(model):
+                scored = scores(model, trainer, micro, objective)
+            yield planned, scored
     trainer.sharing.plain.clear()  # the step will say so
 
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, GenerationConfig
 
 from mmreason.model.family import media_inputs
 from mmreason.model.load import Loaded, load_model
-from mmreason.objective import grpo_samples
+from mmreason.objective import grpo_samples, sft_sample
 from mmreason.render import Renderer
 from mmreason.rollout import forked
 from mmreason.rollout.generate import SamplingParams, generate, left_pad, trajectory
@@ -209,3 +209,39 @@ def test_generating_leaves_the_models_mode_alone(assembled: Loaded) -> None:
         assembled.model.train(training)
         run(assembled, 1, SamplingParams(1), rows=1)
         assert assembled.model.training is training
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("way", ["plain", "forked", "fixed"])
+def test_an_exception_leaves_the_model_as_it_was(
+    way: str, training: bool, assembled: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training where it was in training: what comes next would else learn without dropout, and never say so."""
+    renderer = Renderer(assembled.processor)
+    prompts = prompts_of(renderer, 2)
+    modes: list[bool] = []
+
+    def broken(**inputs: Any) -> Any:
+        modes.append(assembled.model.training)
+        raise KeyError("no such luck")
+
+    assembled.model.train(training)
+    monkeypatch.setattr(assembled.model.language_model, "forward", broken)
+    arguments = (assembled.model, assembled.family, renderer, prompts, 1, SamplingParams(4))
+    trainer: Any = SimpleNamespace(
+        model=assembled.model,
+        sharing=Sharing(),
+        family=assembled.family,
+        backend=make_backend("plain"),
+        pad_id=renderer.pad_id,
+        max_tokens=4096,
+        bf16=False,
+    )
+    with pytest.raises(KeyError, match="no such luck"):
+        if way == "fixed":
+            row = sft_sample(renderer.full(*picture_sample(0, with_answer=True)))
+            fixed_logprobs(assembled.model, trainer, [row], Objective())
+        else:
+            {"plain": generate, "forked": forked.generate}[way](*arguments)
+    assert modes == [False]
+    assert all(m.training is training for m in assembled.model.modules())
