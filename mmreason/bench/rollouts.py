@@ -37,7 +37,7 @@ def rollout(shape: Shape, rounds: int) -> dict[str, Any]:
         "bench": "rollout",
         **compared(taken, "plain", "shared"),
         "flop_ratio": counts["plain"] / counts["shared"],
-        "dropping": _dropping(ragged),
+        "dropping": _dropping(ragged, rounds),
         "shape": shape.as_dict(),
         "peak_rss_bytes": peak_rss(),
         "environment": environment(),
@@ -55,7 +55,7 @@ def _sides(context: Context, shape: Shape) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _dropping(shape: Shape) -> dict[str, Any]:
+def _dropping(shape: Shape, rounds: int) -> dict[str, Any]:
     with workplace(shape) as folder:
         context = context_of(grpo_recipe(shape, folder, "auto"))
         prompts = _prompts(context, shape)
@@ -69,8 +69,10 @@ def _dropping(shape: Shape) -> dict[str, Any]:
                 model, family, renderer, prompts, shape.group, params, seeds, limits
             )
 
-        side(True)()  # the first time is no measure
-        taken = interleaved({"kept": side(False), "dropped": side(True)}, 1)
+        sides = {"kept": side(False), "dropped": side(True)}
+        for first in sides.values():
+            first()  # the first time is no measure
+        taken = interleaved(sides, rounds)
     lengths = limits.tolist()
     return compared(taken, "kept", "dropped") | {
         "groups": shape.prompts,

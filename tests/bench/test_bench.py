@@ -110,7 +110,8 @@ def closed_form(shape: Shape, folder: Path, *, k: int) -> float:
 
 @pytest.mark.parametrize("name, k", [("rollout", 0), ("step", 3)])
 def test_flops_are_those_of_the_closed_form(name: str, k: int) -> None:
-    result = BENCHES[name](SMALL, 1)
+    result = BENCHES[name](SMALL, 2)
+    assert result["rounds"] == 2
     with workplace(SMALL) as folder:
         wanted = closed_form(SMALL, folder, k=k)
     assert result["flop_ratio"] == pytest.approx(wanted, rel=0.05)
@@ -123,7 +124,8 @@ def test_flops_are_those_of_the_closed_form(name: str, k: int) -> None:
     else:
         lengths = result["dropping"]["lengths"]
         assert 8 <= lengths["least"] < lengths["mean"] < lengths["most"] <= 24
-        assert result["dropping"]["rows"] == 12
+        assert result["dropping"]["rows"] == 12 and result["dropping"]["rounds"] == 2
+        assert all(len(set(ends)) == 2 for ends in result["dropping"]["spread"].values())
 
 
 def test_the_picture_makes_the_tokens_of_the_shape() -> None:
