@@ -10,10 +10,10 @@ made.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +22,10 @@ from torch import nn
 from mmreason.model.family import Family, bare
 from mmreason.model.feature_cache import FeatureCache, Made, digest, own_tensors, versions
 from mmreason.model.shared_fit import drops
+from mmreason.model.tower_call import TowerCall, taken_apart
 
 log = logging.getLogger(__name__)
 _said: set[str] = set()
-# numbers (of pixels, or of a spectrogram) that a frozen tower is given at once: beyond them a CPU's caches gain nothing
-AT_ONCE, AT_ONCE_ON_CPU = 2**23, 2**19
 DIGITS = 128  # base of the numbers that follow a merger's rows; bfloat16 holds them exactly
 
 
@@ -63,39 +62,14 @@ def _towers(model: nn.Module, family: Family) -> Iterator[tuple[nn.Module, str]]
 
 
 def _mergers(tower: nn.Module) -> list[nn.Module]:
-    """A Qwen-VL tower's own projectors: the last one, then those of its deeper layers in their order."""
-    merger, deep = getattr(tower, "merger", None), getattr(tower, "deepstack_merger_list", None)
-    return ([] if merger is None else [merger]) + ([] if deep is None else list(deep))
+    """A tower's own projectors: the last one, then those of its deeper layers in their order.
 
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a tower, by medium: `parts[i]` are the tensors that are medium i's own ("": given without a name)."""
-
-    parts: list[dict[str, torch.Tensor]]
-    rest: dict[str, Any]  # the same for all media
-    patches: list[int] | None  # rows of each medium where a tower takes patches; None: one row each
-
-    def in_batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
-        """Some of the media, in their order, as many at once as one call of a frozen tower takes."""
-        main = next(iter(self.parts[0]))
-        most = AT_ONCE_ON_CPU if self.parts[0][main].device.type == "cpu" else AT_ONCE
-        batch: list[int] = []
-        numbers = 0
-        for i in chosen:
-            numbers += self.parts[i][main].numel()
-            if batch and numbers > most:
-                yield batch
-                batch, numbers = [], self.parts[i][main].numel()
-            batch.append(i)
-        if batch:
-            yield batch
-
-    def of(self, tower: nn.Module, chosen: Sequence[int]) -> Any:
-        """What the tower makes of some of the media, called as it was."""
-        tensors = {n: torch.cat([self.parts[i][n] for i in chosen]) for n in self.parts[0]}
-        first = [tensors.pop("")] if "" in tensors else []
-        return tower(*first, **tensors, **self.rest)
+    Qwen-VL's eyes call theirs mergers; Qwen2.5-Omni's ears, which are told how long sounds are, have one as well.
+    """
+    hears = "feature_lens" in inspect.signature(tower.forward).parameters
+    last = getattr(tower, "proj" if hears else "merger", None)
+    deep = getattr(tower, "deepstack_merger_list", None)
+    return ([] if last is None else [last]) + ([] if deep is None else list(deep))
 
 
 class _Once(nn.Module):
@@ -126,8 +100,13 @@ class _Once(nn.Module):
             self.cache.forget(owner)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = _taken_apart(self.tower, args, kwargs)
-        if call is None:
+        call = _noise(self.tower) or taken_apart(self.tower, args, kwargs)
+        if isinstance(call, str):
+            if (
+                said := f"{type(self.tower).__name__} encodes media for every row that asks: {call}"
+            ) not in _said:
+                _said.add(said)
+                log.warning("%s", said)
             return self.tower(*args, **kwargs)
         device = next(iter(call.parts[0].values())).device.type
         how = f"{torch.is_autocast_enabled(device)} {torch.get_autocast_dtype(device)}"
@@ -140,7 +119,7 @@ class _Once(nn.Module):
             made = self._frozen(call, first)
         return _put_together([made[name] for name in names])
 
-    def _learning(self, call: _Call, first: dict[str, int]) -> dict[str, Made]:
+    def _learning(self, call: TowerCall, first: dict[str, int]) -> dict[str, Made]:
         """The distinct media of this call at once; without gradients, those that are not known yet."""
         owner = f"learning {id(self.tower)} {versions(own_tensors(self.tower))} {self.training}"
         keep = not torch.is_grad_enabled()
@@ -155,10 +134,10 @@ class _Once(nn.Module):
                 self.cache.put((owner, name), made[name])
         return made
 
-    def _frozen(self, call: _Call, first: dict[str, int]) -> dict[str, Made]:
+    def _frozen(self, call: TowerCall, first: dict[str, int]) -> dict[str, Made]:
         """The distinct media of this call; its projectors run anew where they learn, or where only they differ."""
         if any(p.requires_grad for merger in self.mergers for p in merger.parameters()):
-            return self._merged(self._kept(call, first, self._below_owner(), self._below))
+            return self._merged(call, self._kept(call, first, self._below_owner(), self._below))
         whole = self.cache.owner(self.tower)
         below = self._below_owner() if self.mergers else None
         made: dict[str, Made] = {}
@@ -170,17 +149,17 @@ class _Once(nn.Module):
                 states[name] = known
         missing = {name: i for name, i in first.items() if name not in made and name not in states}
         made |= self._kept(call, missing, whole, self._encoded)
-        return made | self._merged(states)
+        return made | self._merged(call, states)
 
     def _below_owner(self) -> str:
         return self.cache.owner(self.tower, self.mergers) + " below"
 
     def _kept(
         self,
-        call: _Call,
+        call: TowerCall,
         first: dict[str, int],
         owner: str,
-        make: Callable[[_Call, Sequence[int]], list[Made]],
+        make: Callable[[TowerCall, Sequence[int]], list[Made]],
     ) -> dict[str, Made]:
         """What `make` makes of each medium: out of the cache, or made now, without gradients, and put there."""
         made = {name: known for name in first if (known := self.cache.get((owner, name))) is not None}
@@ -193,25 +172,22 @@ class _Once(nn.Module):
                 self.cache.put((owner, names[i]), made[names[i]])
         return made
 
-    def _encoded(self, call: _Call, chosen: Sequence[int]) -> list[Made]:
+    def _encoded(self, call: TowerCall, chosen: Sequence[int]) -> list[Made]:
         """What the tower makes of some media of a call, each apart."""
         out = call.of(self.tower, chosen)
-        if call.patches is None:
-            states = out.last_hidden_state
-            return [Made(type(out), {"last_hidden_state": [states[i : i + 1]]}) for i in range(len(chosen))]
-        sizes = [call.patches[i] for i in chosen]
+        rows = [1] * len(chosen) if call.rows is None else [call.rows[i] for i in chosen]
         fields: dict[str, list[tuple[torch.Tensor, ...]]] = {}
-        for field in ("pooler_output", "deepstack_features"):
+        for field in call.fields:
             value = getattr(out, field, None)
             if value is not None:
                 each = [value] if isinstance(value, torch.Tensor) else value
-                fields[field] = [x.split([n * len(x) // sum(sizes) for n in sizes]) for x in each]
+                fields[field] = [x.split([n * len(x) // sum(rows) for n in rows]) for x in each]
         return [
             Made(type(out), {f: [parts[i] for parts in each] for f, each in fields.items()})
             for i in range(len(chosen))
         ]
 
-    def _below(self, call: _Call, chosen: Sequence[int]) -> list[Made]:
+    def _below(self, call: TowerCall, chosen: Sequence[int]) -> list[Made]:
         """What the projectors inside the tower are given of some media, [rows, patches of a row x D] each.
 
         Rows stand in the order in which the tower gives features out (Qwen2.5-VL's windows are undone): while the
@@ -247,7 +223,7 @@ class _Once(nn.Module):
             )
         return made
 
-    def _merged(self, states: dict[str, Made]) -> dict[str, Made]:
+    def _merged(self, call: TowerCall, states: dict[str, Made]) -> dict[str, Made]:
         """The features of media, by the projectors as they are now."""
         if not states:
             return {}
@@ -263,41 +239,11 @@ class _Once(nn.Module):
         deeper = [run(merger, "deepstack_features", k) for k, merger in enumerate(deep)]
         made = {}
         for i, (name, one) in enumerate(states.items()):
-            fields = {"pooler_output": [lasts[i]]}
+            fields = {field: [lasts[i]] for field in call.fields if field != "deepstack_features"}
             if deep:
                 fields["deepstack_features"] = [parts[i] for parts in deeper]
             made[name] = Made(one.kind, fields)
         return made
-
-
-def _taken_apart(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
-    """A call by medium; None, and the reason in the log, where that cannot be told or would not be the same."""
-    grid = kwargs.get("grid_thw", args[1] if len(args) == 2 else None)
-    main: Any = args[0] if args else next((x for x in kwargs.values() if isinstance(x, torch.Tensor)), None)
-    rest = {n: x for n, x in kwargs.items() if not isinstance(x, torch.Tensor)}
-    tensors = {n: x for n, x in kwargs.items() if isinstance(x, torch.Tensor) and x is not grid}
-    tensors = ({"": main} if args else {}) | tensors
-    reason = _noise(tower)
-    if main is None or not len(main) or len(args) > (1 if grid is None else 2):
-        reason = "its media cannot be told apart"
-    elif grid is None and (main.ndim < 3 or any(len(x) != len(main) for x in tensors.values())):
-        reason = "its media cannot be told apart"
-    elif grid is not None and (len(tensors) > 1 or int(grid.prod(-1).sum()) != len(main)):
-        reason = "it is called with more than patches and their grids"
-    if any(rest.get(name) for name in ("output_hidden_states", "output_attentions")):
-        reason = "more than its last states is asked for"
-    if reason is not None:
-        if (said := f"{type(tower).__name__} encodes media for every row that asks: {reason}") not in _said:
-            _said.add(said)
-            log.warning("%s", said)
-        return None
-    if grid is None:
-        parts = [{n: x[i : i + 1] for n, x in tensors.items()} for i in range(len(main))]
-        return _Call(parts, rest, None)
-    sizes = grid.prod(-1).tolist()
-    (name,) = tensors
-    pieces = zip(main.split(sizes), grid.split(1), strict=True)
-    return _Call([{name: x, "grid_thw": g} for x, g in pieces], rest, sizes)
 
 
 def _noise(tower: nn.Module) -> str | None:

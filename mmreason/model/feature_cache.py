@@ -29,18 +29,22 @@ class Made:
 
     @property
     def bytes(self) -> int:
-        """Bytes held."""
-        return sum(t.numel() * t.element_size() for parts in self.fields.values() for t in parts)
+        """Bytes held; a tensor that stands in two fields is there once."""
+        each = {id(t): t for parts in self.fields.values() for t in parts}
+        return sum(t.numel() * t.element_size() for t in each.values())
 
     def by_itself(self) -> Made:
         """Tensors of its own: a part of a larger one would keep all of that."""
-        alone = {
-            field: [
-                x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x for x in parts
-            ]
-            for field, parts in self.fields.items()
-        }
-        return Made(self.kind, alone)
+        own: dict[tuple[int, int], torch.Tensor] = {}
+
+        def alone(x: torch.Tensor) -> torch.Tensor:
+            place = x.data_ptr(), x.numel()
+            if place not in own:
+                whole = x.untyped_storage().nbytes() == x.numel() * x.element_size()
+                own[place] = x if whole else x.clone()
+            return own[place]
+
+        return Made(self.kind, {field: [alone(x) for x in parts] for field, parts in self.fields.items()})
 
 
 class FeatureCache:

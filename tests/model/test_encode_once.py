@@ -14,10 +14,12 @@ import torch
 
 from mmreason.data.loader import collate
 from mmreason.model import encode_once as module
+from mmreason.model import tower_call
 from mmreason.model.encode_once import encode_once
 from mmreason.model.family import forward_inputs
 from mmreason.model.feature_cache import FeatureCache, Made
 from mmreason.model.load import Loaded, load_model
+from mmreason.model.tower_call import TowerCall
 from mmreason.objective import sft_sample
 from mmreason.types import Rendered
 from tests.rollout.mixes import SENSES, model_of, prompts_of
@@ -80,9 +82,9 @@ class Encoded:
         ]
 
     def _count(self, tower: Any, args: Any, kwargs: Any) -> None:
-        grid = kwargs.get("grid_thw")
         main = args[0] if args else next(iter(kwargs.values()))
-        self.media += len(main) if grid is None else len(grid)
+        each = next((kwargs[n] for n in ("grid_thw", "feature_lens") if n in kwargs), main)
+        self.media += len(each)
         self.calls += 1
 
     def __enter__(self) -> Encoded:
@@ -145,10 +147,6 @@ def test_the_model_is_itself_again(loaded: Loaded) -> None:
 # --- once
 
 
-WITHOUT_OMNI = SEEING[:-1]  # its audio encoder takes all sounds as one
-
-
-@pytest.mark.parametrize("kind", WITHOUT_OMNI)
 @pytest.mark.parametrize("learn", [("llm",), ("projector", "llm")])
 def test_frozen_media_are_encoded_once_for_all_passes(
     loaded: Loaded, kind: str, learn: tuple[str, ...]
@@ -174,7 +172,6 @@ def kept(cache: FeatureCache) -> dict[tuple[str, str], dict[str, list[torch.Tens
     return {key: made.fields for key, made in cache._made.items()}
 
 
-@pytest.mark.parametrize("kind", WITHOUT_OMNI)
 @pytest.mark.parametrize("learn", [("llm",), ("projector", "llm")])
 def test_frozen_media_are_encoded_side_by_side(
     loaded: Loaded, kind: str, learn: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -184,7 +181,7 @@ def test_frozen_media_are_encoded_side_by_side(
     prompts = twice(loaded, kind)
     caches, calls = [], []
     for bound in (0, 2**40):
-        monkeypatch.setattr(module, "AT_ONCE_ON_CPU", bound)
+        monkeypatch.setattr(tower_call, "AT_ONCE_ON_CPU", bound)
         caches.append(FeatureCache(BIG))
         with Encoded(loaded) as seen, encode_once(loaded.model, loaded.family, caches[-1]):
             gradients(loaded, prompts)
@@ -201,13 +198,12 @@ def test_frozen_media_are_encoded_side_by_side(
 
 
 def test_batches_of_media_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = module._Call([{"": torch.zeros(1, n)} for n in (30, 30, 50, 200, 10)], {}, None)
-    monkeypatch.setattr(module, "AT_ONCE_ON_CPU", 110)
+    call = TowerCall([{"": torch.zeros(1, n)} for n in (30, 30, 50, 200, 10)], {}, None, ())
+    monkeypatch.setattr(tower_call, "AT_ONCE_ON_CPU", 110)
     assert list(call.in_batches([0, 1, 2, 3, 4])) == [[0, 1, 2], [3], [4]]
     assert list(call.in_batches([4, 1, 0])) == [[4, 1, 0]] and list(call.in_batches([])) == []
 
 
-@pytest.mark.parametrize("kind", WITHOUT_OMNI)
 def test_media_of_encoders_that_learn(loaded: Loaded, kind: str) -> None:
     """Once for all rollouts and old log-probabilities of a step, once for each micro-batch of its update."""
     parts_that_learn(loaded, "vision", "audio", "projector", "llm")
@@ -334,7 +330,8 @@ def test_dropout_of_an_adapter_is_of_every_row(trained: bool) -> None:
     with encode_once(loaded.model, loaded.family, cache):
         once = logits(loaded, prompts)
     assert torch.equal(plain, once) and len(cache) == 0
-    assert not torch.allclose(*once.view(2, -1, once.shape[-1]), atol=1e-3)
+    first, second = once.view(2, -1, once.shape[-1])
+    assert not torch.allclose(first, second, atol=1e-3)
 
 
 def test_precision_is_part_of_the_name(native_folder: Callable[[str], Path]) -> None:
@@ -389,6 +386,14 @@ def test_adapters_of_a_tower_learn_as_without() -> None:
 
 def made(rows: int) -> Made:
     return Made(dict, {"x": [torch.zeros(rows, 25)]})
+
+
+def test_a_part_of_a_larger_tensor_is_kept_by_itself_and_counted_once() -> None:
+    whole = torch.zeros(4, 25)
+    for given in (whole, whole[1:3]):
+        kept_ = Made(dict, {"x": [given[:]], "y": [given[:]]}).by_itself()
+        (x,), (y,) = kept_.fields.values()
+        assert x is y and x.untyped_storage().nbytes() == kept_.bytes == given.numel() * 4
 
 
 def test_the_oldest_go_first_within_the_bound() -> None:
