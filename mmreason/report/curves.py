@@ -30,7 +30,12 @@ FIRST = (
     Spec("Loss", ("loss", "nll"), "divided by the step's global token count"),
     Spec("Reward", ("reward", "reward_std"), "mean over all rollouts, and the spread inside groups"),
     Spec("Reward parts", ("rewards/*/mean",), "each reward before its weight"),
-    Spec("Rollout accuracy", ("accuracy",), "exact, over all rollouts, gated ones included", share=True),
+    Spec(
+        "Rollout accuracy",
+        ("accuracy",),
+        "exact, over all rollouts, gated ones included; falls where a curriculum grows harder",
+        share=True,
+    ),
     Spec(
         "Thinking and hedging",
         ("think_rate", "hedge_rate"),
@@ -149,6 +154,8 @@ def _charts(
         used.update(matched)
         series = [(k, values(lines, k)) for k in matched]
         series = [(k, points) for k, points in series if points and (k != "kl" or any(v for _, v in points))]
+        if [k for k, _ in series] == ["loss", "nll"] and series[0][1] == series[1][1]:
+            series = series[:1]  # SFT's loss is nothing else: one line would hide the other
         if series:
             out.append(_chart(spec, series))
     return out

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mmreason.evaluate import EvalRow
 from mmreason.report.album import Album, View
 from mmreason.report.load import Run
-from mmreason.report.verdict import stage_colours, stage_label
+from mmreason.report.stages import stage_colours, stage_label
 from mmreason.report.words import plural
 from mmreason.rewards import parse_answer
 

@@ -16,7 +16,10 @@ from mmreason.data.media import MediaLimits
 from mmreason.report import words
 from mmreason.report.album import Album
 from mmreason.report.curves import stage_curves
+from mmreason.report.findings import cost, findings
 from mmreason.report.gallery import OUTCOMES, cards
+from mmreason.report.headline import headline
+from mmreason.report.hedging import hedging
 from mmreason.report.load import Run, load_run
 from mmreason.report.rollouts import rollout_groups
 from mmreason.report.slices import (
@@ -28,7 +31,7 @@ from mmreason.report.slices import (
     slices,
     thinking_charts,
 )
-from mmreason.report.verdict import cost, findings, headline, stage_colours, stage_label
+from mmreason.report.stages import stage_colours, stage_label
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -82,6 +85,7 @@ def _content(run: Run) -> dict[str, Any]:
         "headline": headline(run),
         "cost": cost(run),
         "findings": findings(run),
+        "last": run.line[-1] if run.line else "",
         "legend": [(colours[name], stage_label(run, name)) for name in run.evaluation],
         "grids": accuracy_grids(run),
         "slices": slices(run),
@@ -89,6 +93,7 @@ def _content(run: Run) -> dict[str, Any]:
         "habits": habits(run),
         "thinking": thinking_charts(run),
         "curves": stage_curves(run),
+        "hedging": hedging(run),
         "deprived": deprived(run),
         "relettered": relettered(run),
         "cards": answers,

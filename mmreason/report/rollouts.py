@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmreason.report.album import Album, View
@@ -37,6 +37,7 @@ class Rollout:
     advantage: float | None
     length: int
     cut: bool
+    times: int = 1  # how often the group holds it
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,18 @@ def _rollout_group(
         facts=", ".join(facts),
         views=album.views(first.get("media") or (), first.get("evidence") or ()),
         rewards=list(dict.fromkeys(name for line in lines for name in line.get("rewards", {}))),
-        rollouts=[_rollout(line, heaviest) for line in ordered],
+        rollouts=_distinct([_rollout(line, heaviest) for line in ordered]),
         heaviest=heaviest,
     )
+
+
+def _distinct(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Each rollout once, with the number of times it came."""
+    out: list[Rollout] = []
+    for rollout in rollouts:
+        if rollout not in out:
+            out.append(rollout)
+    return [replace(one, times=list(rollouts).count(one)) for one in out]
 
 
 def _rollout(line: Mapping[str, Any], heaviest: float) -> Rollout:

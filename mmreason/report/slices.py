@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from mmreason.evaluate import LETTERS, SLICES, EvalRow, ablation_lines, blind_scores, measures, thirds
 from mmreason.report.load import Run
+from mmreason.report.stages import stage_colours, stage_label
 from mmreason.report.svg import Series, line_chart
-from mmreason.report.verdict import stage_colours, stage_label
 from mmreason.report.words import ablation_label, interval
 
+DODGE = 0.07  # of the way from one third to the next
 THIRDS = ("easy", "middle", "hard")
 
 
@@ -37,33 +38,49 @@ class Grid:
 
 
 def accuracy_grids(run: Run) -> list[Grid]:
-    """Group and modality x difficulty where there is more than one of them, then problem type x difficulty."""
-    grids = []
-    for title, key in (("Group", "group"), ("Modality", "modality"), ("Problem type", "problem_type")):
-        names = sorted({getattr(row, key) for rows in run.rows.values() for row in rows} - {""})
-        if names and (key == "problem_type" or len(names) > 1):
-            grids.append(_grid(run, title, key, names))
+    """Group and modality x difficulty where there is more than one of them, then problem type x difficulty.
+
+    The groups of a modality stand apart; all questions together are the first line of the first grid.
+    """
+    groups = _told(run, "group")
+    split = ("modality", "group") if len(groups) > 1 else ("modality",)
+    grids: list[Grid] = []
+    for title, keys in (("Group", ("group",)), ("Modality", split), ("Problem type", ("problem_type",))):
+        if len(_told(run, keys[0])) > (keys[0] != "problem_type"):
+            kinds = sorted({_kind(row, keys) for rows in run.rows.values() for row in rows})
+            grids.append(_grid(run, title, keys, kinds if grids or len(kinds) == 1 else [(), *kinds]))
     return grids
 
 
-def _grid(run: Run, title: str, key: str, names: Sequence[str]) -> Grid:
+def _told(run: Run, key: str) -> set[str]:
+    return {getattr(row, key) for rows in run.rows.values() for row in rows} - {""}
+
+
+def _kind(row: EvalRow, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(getattr(row, key) for key in keys)
+
+
+def _grid(run: Run, title: str, keys: Sequence[str], kinds: Sequence[tuple[str, ...]]) -> Grid:
+    """A line for each of `kinds`, values of `keys`; () is every row."""
     last = list(run.evaluation)[-1]
     parts = thirds(run.rows[last])
     columns = [("all", "every difficulty")]
     columns += [(_third(i, len(parts)), f"{lo:.2f}\u2013{hi:.2f}") for i, (lo, hi, _) in enumerate(parts)]
     inside = [{(r.source, r.id) for r in part} for _, _, part in parts]
     rows: list[tuple[str, list[Cell | None]]] = []
-    for name in ["all", *names] if len(names) > 1 else names:
-        cells = [_cell(run, key, name, ids) for ids in [None, *inside]]
-        rows.append((name.replace("_", " "), cells))
+    for kind in kinds:
+        cells = [_cell(run, keys, kind, ids) for ids in [None, *inside]]
+        rows.append((", ".join(kind).replace("_", " ") or "all", cells))
     return Grid(title, columns, rows)
 
 
-def _cell(run: Run, key: str, name: str, ids: set[tuple[str, str]] | None) -> Cell | None:
-    """The rows whose `key` is `name` (every row for "all") and that are among `ids` (None: all of them)."""
+def _cell(
+    run: Run, keys: Sequence[str], kind: tuple[str, ...], ids: set[tuple[str, str]] | None
+) -> Cell | None:
+    """The rows whose `keys` are `kind` (every row for ()) and that are among `ids` (None: all of them)."""
 
     def keep(row: EvalRow) -> bool:
-        return name in ("all", getattr(row, key)) and (ids is None or (row.source, row.id) in ids)
+        return kind in ((), _kind(row, keys)) and (ids is None or (row.source, row.id) in ids)
 
     colours = stage_colours(run)
     parts = {stage: [row for row in rows if keep(row)] for stage, rows in run.rows.items()}
@@ -201,9 +218,10 @@ def thinking_charts(run: Run) -> list[tuple[str, str, Markup]]:
     colours = stage_colours(run)
 
     def lines(key: str) -> list[Series]:
-        out = []
+        out: list[Series] = []
         for name, parts in blocks.items():
-            points = [(float(i), part[key]) for i, part in enumerate(parts) if part.get(key) is not None]
+            aside = DODGE * (len(out) - (len(blocks) - 1) / 2)  # stages that agree would hide each other
+            points = [(i + aside, part[key]) for i, part in enumerate(parts) if part.get(key) is not None]
             out.append(Series(stage_label(run, name), points, colours[name]))
         return out
 

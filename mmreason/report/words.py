@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 NONE = "\u2013"
 MINUS = "\u2212"
@@ -19,7 +20,7 @@ def points(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:+.1f}".replace("-", MINUS)
 
 
-def interval(delta: dict[str, float] | None) -> str:
+def interval(delta: Mapping[str, float] | None) -> str:
     """A paired difference with its 95% interval: `+8.3 (+4.9 to +11.8)`."""
     if not delta:
         return NONE

@@ -15,11 +15,13 @@ from PIL import Image
 from mmreason.evaluate import save_stage
 from mmreason.report import write_report
 from mmreason.report.curves import stage_curves
+from mmreason.report.findings import cost, findings
 from mmreason.report.gallery import pieces, spread
+from mmreason.report.headline import headline
+from mmreason.report.hedging import hedging
 from mmreason.report.load import load_run
 from mmreason.report.slices import accuracy_grids, slices
 from mmreason.report.svg import Series, line_chart, shorten, smoothed, ticks
-from mmreason.report.verdict import cost, findings, headline
 from tests.report.synthetic import ATTACK, make_run
 
 
@@ -90,7 +92,8 @@ def test_only_our_script_may_run(good):
 def test_every_section_is_there(good):
     sections = (
         "Did it learn?", "At what cost?", "What is wrong?", "Accuracy against chance", "By form of question",
-        "All measures", "Thinking by difficulty", "Learning curves", "Curriculum over time", "Held-out answers",
+        "All measures", "Hedging", "Thinking by difficulty", "Learning curves", "Curriculum over time",
+        "Held-out answers",
         "Rollouts and their rewards", "Reward parts", "Entropy", "KL to the reference", "Completion length",
         "Think rate by difficulty", "The resolved recipe",
     )  # fmt: skip
@@ -125,7 +128,16 @@ def test_first_screen_of_a_good_run(good):
     said = headline(run)
     assert run.line == ["before", "sft", "grpo"] and run.rivals == ["sft_longer"]
     assert said.level == "good" and said.title.startswith("It learned: ")
-    assert [bar.stage for bar in said.bars] == ["before", "sft", "grpo", "sft_longer"]
+    (ladder,) = said.ladders
+    assert [bar.label for bar in ladder.bars] == [
+        "before training",
+        "sft",
+        "grpo",
+        "sft_longer (rival of grpo)",
+    ]
+    assert [bar.accuracy for bar in ladder.bars] == [
+        b["overall"]["accuracy"] for b in run.evaluation.values()
+    ]
     assert any("grpo ends" in sentence and "rival sft_longer" in sentence for _, sentence in said.sentences)
     assert findings(run) == [] and "Nothing." in good[1]
     values = {name: value for name, value, _ in cost(run)}
@@ -145,7 +157,7 @@ def test_everything_wrong_is_named(trouble):
     found = " | ".join(f"{f.title}: {f.detail}" for f in findings(run))
     for words in (
         "1 row in quarantine", "truncated picture", "sft: 1 step skipped", "completions cut off", "grpo: hedging on",
-        "multi_choice got worse", "2 values of user rewards lost", "3 held-out answers cut off",
+        "multi_choice answers got worse", "2 values of user rewards lost", "3 held-out answers cut off",
     ):  # fmt: skip
         assert words in found, words
     assert "Nothing." not in trouble[1]
@@ -176,11 +188,21 @@ def test_groups_and_sources_are_told_apart(tmp_path):
     _, accuracy, gain = line.cells[2]
     lost = run.evaluation["sft"]["by_group"]["primitive"]["accuracy"]
     assert accuracy == 0.0 and gain.startswith(f"\u2212{100 * lost:.1f} (\u2212")
-    assert "grpo: primitive got worse" in [f.title for f in findings(run)]
-    level, sentence = next(s for s in headline(run).sentences if s[1].startswith("primitive: "))
-    assert level == "bad" and sentence.endswith(f"{lost:.0%} \u2192 0% of 20 questions, chance 30.0%"), (
-        sentence
-    )
+    assert "grpo: primitive questions got worse" in [f.title for f in findings(run)]
+    said = headline(run)
+    level, sentence = next(s for s in said.sentences if s[1].startswith("primitive: "))
+    assert level == "bad"
+    assert f"{lost:.0%} \u2192 0% of 20 questions, chance 30.0%; grpo \u2212{100 * lost:.1f} (" in sentence
+    # The first screen is about the compositional questions, and shows the primitive ones apart.
+    blocks = [run.evaluation[stage]["by_group"]["compositional"] for stage in run.line]
+    assert said.title.endswith(" \u2192 ".join(f"{block['accuracy']:.0%}" for block in blocks))
+    assert said.under.startswith("Exact answers on 40 held-out compositional questions")
+    assert [(ladder.name, ladder.n) for ladder in said.ladders] == [("compositional", 40), ("primitive", 20)]
+    for ladder in said.ladders:
+        shown = [block["by_group"][ladder.name] for block in run.evaluation.values()]
+        assert [bar.accuracy for bar in ladder.bars] == [block["accuracy"] for block in shown]
+        assert ladder.chance == run.evaluation["grpo"]["by_group"][ladder.name]["chance"]
+    assert any(s.startswith("all together: ") and "of 60 questions" in s for _, s in said.sentences)
     text = write_report(folder).read_text(encoding="utf-8")
     assert "Part by part" in text and "test first" in text and gain in text
 
@@ -200,9 +222,29 @@ def test_the_title_follows_the_interval_and_not_the_mean(tmp_path):
     save_stage(folder, "before", wrong)
     save_stage(folder, "sft", one, parent="before")
     assert headline(load_run(folder)).title.startswith("No measurable change")
+    save_stage(folder, "grpo", wrong, parent="sft")
+    assert headline(load_run(folder)).title.startswith("No measurable change")
+    rewrite(folder, "sft", [1.0] * 20 + [0.0])
+    save_stage(folder, "grpo", wrong, parent="sft")
+    said = headline(load_run(folder))
+    assert said.level == "bad" and said.title.startswith("It got worse in grpo: 0% \u2192 ")
+    (folder / "eval.json").unlink()
+    save_stage(folder, "before", wrong)
+    save_stage(folder, "sft", one, parent="before")
     rewrite(folder, "before", [1.0])
     rewrite(folder, "sft", [0.0])
     assert headline(load_run(folder)).title.startswith("It got worse")
+
+
+def test_answers_with_several_truths_are_exact_hedged_or_wrong(good):
+    run = load_run(good[0])
+    (part,) = hedging(run)  # one modality
+    for share, stage in zip(part.shares, run.evaluation, strict=True):
+        rows = [r for r in run.rows[stage] if r.hedge is not None]
+        assert part.n == len(rows) > 0
+        assert share.exact == sum(r.correct or 0.0 for r in rows) / len(rows)
+        assert share.hedged == sum(r.hedge or 0.0 for r in rows) / len(rows)
+    assert 'href="#hedging"' in good[1] and "hedged: only some of them" in good[1]
 
 
 def test_a_run_that_is_still_running_has_a_report_too(tmp_path):

@@ -6,6 +6,8 @@ import base64
 import json
 import re
 import shutil
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ import numpy as np
 import pytest
 
 from mmreason.data.media import MediaLimits
-from mmreason.evaluate import ablation_block, measures
+from mmreason.evaluate import ablation_block, measures, save_stage
 from mmreason.report import album as albums
 from mmreason.report import write_report
 from mmreason.report.album import WAVE_BINS, Album, Box, Mark, mime_of, outline
 from mmreason.report.curves import stage_curves
+from mmreason.report.findings import findings
 from mmreason.report.gallery import cards
+from mmreason.report.headline import headline
 from mmreason.report.load import load_run
 from mmreason.report.rollouts import rollout_groups
 from mmreason.report.slices import accuracy_grids, deprived
-from mmreason.report.verdict import findings, headline
 from tests.report.synthetic import make_run
 from tests.report.test_report import parsed
 
@@ -141,9 +144,38 @@ def test_every_modality_is_among_the_answers_and_the_first_screen(made: Path) ->
     senses = {s.name: s for s in headline(run).senses}
     assert set(senses) == {"image", "video", "audio", "av"}
     last = run.evaluation["grpo"]["by_modality"]
-    assert all(s.accuracy == last[name]["accuracy"] for name, s in senses.items())
+    for name, sense in senses.items():
+        (part,) = sense.parts
+        assert (part.accuracy, part.chance) == (last[name]["accuracy"], last[name]["chance"])
     grid = next(g for g in accuracy_grids(run) if g.title == "Modality")
     assert [name for name, _ in grid.rows] == ["all", "audio", "av", "image", "video"]
+
+
+def test_the_groups_of_a_modality_stand_apart(run: Path) -> None:
+    """Where primitive and compositional questions are asked, no number on the first screen pools them."""
+    for stage, block in list(load_run(run).evaluation.items()):
+        rows = [
+            replace(r, group="primitive" if i % 3 == 0 else "compositional")
+            for i, r in enumerate(load_run(run).rows[stage])
+        ]
+        rows = [replace(r, correct=0.0) if (r.group, r.modality) == ("primitive", "av") else r for r in rows]
+        save_stage(run, stage, rows, parent=block["parent"])
+    loaded = load_run(run)
+    rows = list(loaded.rows["grpo"])
+    parts = {(s.name, p.group): p for s in headline(loaded).senses for p in s.parts}
+    assert len(parts) == 8
+    for (modality, group), part in parts.items():
+        own = [r for r in rows if (r.modality, r.group) == (modality, group)]
+        assert part.n == len(own) and part.accuracy == sum(r.correct or 0.0 for r in own) / len(own)
+    assert parts["av", "primitive"].level == "bad"
+    titles = [f.title for f in findings(loaded)]
+    assert any("not certainly above chance in" in t and "av (primitive)" in t for t in titles)
+    grids = {g.title: [name for name, _ in g.rows] for g in accuracy_grids(loaded)}
+    assert grids["Group"] == ["all", "compositional", "primitive"]
+    assert grids["Modality"] == [
+        f"{m}, {g}" for m in ("audio", "av", "image", "video") for g in grids["Group"][1:]
+    ]
+    assert "all" not in grids["Problem type"]
 
 
 def test_a_modality_at_chance_is_a_finding(run: Path) -> None:
@@ -177,6 +209,18 @@ def test_token_weights_are_drawn_over_the_completion(run: Path) -> None:
     assert '<span style="--h:1.00" title="weight 1.50"> a&amp;b</span>' in text
     assert '<span style="--h:0.50" title="weight 1.25">' in text
     assert '<span class="off" title="weight 0.00">' in text and "token weight 1.0" in text
+
+
+def test_a_completion_that_came_several_times_is_shown_once(run: Path) -> None:
+    for file in (run / "completions").iterdir():
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join([*lines, lines[0], lines[0]]) + "\n")
+    groups = rollout_groups(load_run(run), Album(LIMITS))
+    for group in groups:
+        assert max(r.times for r in group.rollouts) >= 3
+        assert all(one != other for one, other in combinations(group.rollouts, 2))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert all(f"{r.times} times" in text for group in groups for r in group.rollouts if r.times > 1)
 
 
 def test_rollouts_show_each_modality_before_any_twice(made: Path) -> None:
