@@ -189,15 +189,15 @@ def _divide(model: Any, family: Family, row: Rendered, cut: int) -> tuple[Media,
     if not bool(row.token_types[cut:].any()):
         return row.media, {}
     counts = _rows_before(model, family, row, cut)
-    if counts is None or set(counts) != set(row.media):
+    if set(counts) != set(row.media):
         return None
     before = {name: x[: counts[name]] for name, x in row.media.items() if counts[name]}
     later = {name: x[counts[name] :] for name, x in row.media.items() if counts[name] < len(x)}
     return before, later
 
 
-def _rows_before(model: Any, family: Family, row: Rendered, cut: int) -> dict[str, int] | None:
-    """Of each media tensor, how many rows belong to placeholders before `cut`; None for a family that cannot say."""
+def _rows_before(model: Any, family: Family, row: Rendered, cut: int) -> dict[str, int]:
+    """Of each media tensor, how many rows belong to placeholders before `cut`; one that cannot be told is left out."""
     whole = bare(model)
     if family.name == "assembled":
         sizes = {name: size for name, size in whole.media_names.items() if name in row.media}
@@ -205,18 +205,43 @@ def _rows_before(model: Any, family: Family, row: Rendered, cut: int) -> dict[st
             n: int(row.ids[:cut].eq(token).sum()) // tokens * each
             for n, (token, each, tokens) in sizes.items()
         }
-    if family.name != "qwen_vl":
-        return None
+    return _seen_by_grids(whole, family, row, cut) | _heard_by_lengths(whole, family, row, cut)
+
+
+def _seen_by_grids(whole: Any, family: Family, row: Rendered, cut: int) -> dict[str, int]:
+    """Of patches and grids (Qwen-VL), how many belong to placeholders before `cut`."""
+    merge = getattr(getattr(whole.config, "vision_config", None), "spatial_merge_size", None)
     counts: dict[str, int] = {}
-    merged = whole.config.vision_config.spatial_merge_size**2
     for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         grid = row.media.get(f"{kind}_grid_thw")
-        if grid is None:
+        if grid is None or merge is None:
             continue
-        seen = int(row.ids[:cut].eq(family.placeholders[kind]).sum())
         patches = grid.prod(dim=1)
-        shown = int((patches.cumsum(0) // merged <= seen).sum())
+        shown = _shown(row, cut, family.placeholders.get(kind), patches // merge**2)
+        if shown is None:
+            continue
         counts |= {pixels: int(patches[:shown].sum()), f"{kind}_grid_thw": shown}
-        if kind == "video" and "second_per_grid_ts" in row.media:
-            counts["second_per_grid_ts"] = shown
+        if kind == "video":
+            counts |= {
+                name: shown for name in ("second_per_grid_ts", "video_second_per_grid") if name in row.media
+            }
     return counts
+
+
+def _heard_by_lengths(whole: Any, family: Family, row: Rendered, cut: int) -> dict[str, int]:
+    """Of spectrograms and their masks (Qwen2-Audio, Qwen2.5-Omni), how many belong to placeholders before `cut`."""
+    mask = row.media.get("feature_attention_mask")
+    towers = (m for m in whole.modules() if hasattr(m, "_get_feat_extract_output_lengths"))
+    tower: Any = next(towers, None)
+    if mask is None or tower is None:
+        return {}
+    tokens = tower._get_feat_extract_output_lengths(mask.sum(-1))[1]
+    before = _shown(row, cut, family.placeholders.get("audio"), tokens)
+    return {} if before is None else {"input_features": before, "feature_attention_mask": before}
+
+
+def _shown(row: Rendered, cut: int, placeholder: int | None, tokens: torch.Tensor) -> int | None:
+    """How many of the media, of so many tokens each, stand before `cut`; None where those are not the row's."""
+    if placeholder is None or int(row.ids.eq(placeholder).sum()) != int(tokens.sum()):
+        return None
+    return int((tokens.cumsum(0) <= row.ids[:cut].eq(placeholder).sum()).sum())

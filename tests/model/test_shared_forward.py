@@ -212,6 +212,18 @@ def test_media_behind_the_prompt(kind: str, media: tuple[str, str], native_folde
     assert_equal(loaded, [rows, rows_of(loaded, tool, [3, 3], seed=2)])
 
 
+@pytest.mark.parametrize("kind", ["qwen2_audio", "qwen2_5_omni_thinker"])
+@pytest.mark.parametrize("media", [("a", "aa"), ("aa", "a"), ("", "a")])
+def test_sound_behind_the_prompt(kind: str, media: tuple[str, str], native_folder: Folder) -> None:
+    """Tool sounds, of other lengths than the prompt's."""
+    test_media_behind_the_prompt(kind, media, native_folder)
+
+
+@pytest.mark.parametrize("media", [("i", "a"), ("ai", "iv"), ("v", "va")])
+def test_sound_and_pictures_behind_the_prompt(media: tuple[str, str], native_folder: Folder) -> None:
+    test_media_behind_the_prompt("qwen2_5_omni_thinker", media, native_folder)
+
+
 def behind(row: Rendered, more: Rendered) -> Rendered:
     """A row that goes on with another one's turns and media."""
     names = sorted({*row.media, *more.media})
@@ -225,11 +237,29 @@ def behind(row: Rendered, more: Rendered) -> Rendered:
     return replace(row, media=joined, **parts)
 
 
-def test_media_that_cannot_be_told_apart_have_a_name(native_folder: Folder) -> None:
+def test_media_that_cannot_be_told_apart_have_a_name(
+    native_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that hears, but does not say how many tokens it makes of a sound."""
     loaded = model_of("qwen2_audio", native_folder)
+    monkeypatch.delattr(
+        type(loaded.model.get_submodule("model.audio_tower")), "_get_feat_extract_output_lengths"
+    )
     first, tool = prompts_of(loaded, ("a", "a"))
     rows = rows_of(loaded, first, [4, 6])
     reason = beginning(loaded.model, loaded.family, [rows[0], behind(rows[1], rows_of(loaded, tool, [2])[0])])
+    assert isinstance(reason, Unfit) and reason.name == "later_media"
+
+
+def test_placeholders_that_are_not_the_media_s_own_have_a_name(native_folder: Folder) -> None:
+    """As of models that place a video frame by frame under another token."""
+    loaded = model_of("qwen2_5_vl", native_folder)
+    first, tool = prompts_of(loaded, ("i", "i"))
+    rows = [behind(row, rows_of(loaded, tool, [2])[0]) for row in rows_of(loaded, first, [4, 6])]
+    assert not isinstance(beginning(loaded.model, loaded.family, rows), Unfit)
+    ids = torch.where(rows[1].ids == loaded.family.placeholders["image"], 5, rows[1].ids)
+    ids[: len(first)] = first.ids
+    reason = beginning(loaded.model, loaded.family, [rows[0], replace(rows[1], ids=ids)])
     assert isinstance(reason, Unfit) and reason.name == "later_media"
 
 
