@@ -292,6 +292,17 @@ def test_curves_take_every_number_once(good):
     assert len(drawn) == len(set(drawn)) == 26
 
 
+def test_two_names_of_one_loss_are_one_line(tmp_path):
+    """SFT's loss is its nll; where something is added to it (KL, say) both are drawn."""
+    lines = [{"step": i, "stage": "same", "loss": 0.1 * i, "nll": 0.1 * i} for i in range(1, 4)]
+    lines += [{"step": i, "stage": "other", "loss": 0.2 * i, "nll": 0.1 * i} for i in range(4, 7)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    same, other = stage_curves(load_run(tmp_path))
+    assert [name for _, name, _ in same.first[0].legend] == ["loss"]
+    assert [name for _, name, _ in other.first[0].legend] == ["loss", "nll"]
+    assert not same.later
+
+
 def test_ticks_are_round_and_inside():
     assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
     assert ticks(3, 47) == [10, 20, 30, 40]
