@@ -102,11 +102,22 @@ class ModelConfig(Closed):
     lora_alpha: PositiveInt = 32
     lora_dropout: Fraction = 0.0
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    load_in_4bit: bool = False  # QLoRA: the LLM's linear layers in 4 bits (bitsandbytes)
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         if (self.model_name_or_path is None) == (self.assemble is None):
             raise ValueError("give exactly one of model.model_name_or_path and model.assemble")
+        return self
+
+    @model_validator(mode="after")
+    def _adapted(self) -> ModelConfig:
+        if self.load_in_4bit and not self.use_peft:
+            raise ValueError("load_in_4bit holds weights that cannot learn; add use_peft: true, or remove it")
+        if self.load_in_4bit and self.assemble is not None:
+            raise ValueError(
+                "load_in_4bit is for a pretrained model (model_name_or_path); an assembled one has parts to train whole"
+            )
         return self
 
 
@@ -253,6 +264,7 @@ class StageConfig(Closed):
     num_train_epochs: float | None = Field(None, gt=0)
     gradient_checkpointing: bool = False
     max_prompt_length: PositiveInt = 4096
+    activation_offload: bool = False  # in place of that: activations wait in the CPU's memory
     save_steps: PositiveInt = 50
     logging_steps: PositiveInt = 1
     evaluate: bool = True
@@ -272,6 +284,15 @@ class StageConfig(Closed):
             self.num_train_epochs = 1.0
         return self
 
+
+    @model_validator(mode="after")
+    def _one_saving(self) -> StageConfig:
+        if self.gradient_checkpointing and self.activation_offload:
+            raise ValueError(
+                "gradient_checkpointing computes activations again, and activation_offload keeps them in the CPU's "
+                "memory; give one of the two"
+            )
+        return self
 
 class SFTStage(StageConfig):
     """Supervised fine-tuning on assistant tokens."""
@@ -380,6 +401,7 @@ class Recipe(Closed):
     system_prompt: str | None = None
     backend: Literal["auto", "plain", "ddp"] = "auto"
     # train by DeepSpeed: what it spreads over processes (zero0 ... zero3_offload), or a file of its settings
+    ddp_timeout: float = Field(1800.0, gt=0)  # seconds that processes wait for the slowest of them
     deepspeed: Annotated[str, BeforeValidator(_deepspeed)] | None = None
     num_threads: PositiveInt | None = None
     bf16: bool = False
@@ -402,6 +424,8 @@ class Recipe(Closed):
     max_video_pixels: PositiveInt = 134_217_728  # likewise: frames that are kept x width x height
     max_media_seconds: float = Field(600.0, gt=0)  # likewise: a longer video or sound
     plugins: list[str] = ["mmreason_encoders", "mmreason_tools"]
+    # seconds that decoding one medium may take; a decoder that hangs is ended, in the run's own process left
+    max_decode_seconds: float = Field(60.0, gt=0, le=86_400)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Recipe:
@@ -417,8 +441,6 @@ def unresolved_names(tree: Any) -> list[str]:
 
     `tree` may be wrong elsewhere: what has not the expected shape is passed over (its type is reported apart).
     """
-    # seconds that decoding one medium may take; a decoder that hangs is ended, in the run's own process left
-    max_decode_seconds: float = Field(60.0, gt=0, le=86_400)
     if not isinstance(tree.get("data"), dict) or not isinstance(tree.get("stages"), list):
         return []
     sources, before = tree["data"], list[str]()

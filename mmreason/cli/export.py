@@ -41,7 +41,7 @@ def export(checkpoint: Path, out: Path) -> Path:
             )
         sources = load_sources(recipe, run_dir, make_backend("plain"))
         loaded = load_model(
-            recipe.model,
+            recipe.model.model_copy(update={"load_in_4bit": False}),
             texts=lambda: training_texts(recipe, sources),
             seed=recipe.seed,
             checkpoint=checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -96,7 +97,16 @@ def launch(
     except (
         ChildFailedError
     ) as error:  # the process has said what is wrong; torchrun's own account adds nothing to it
-        raise typer.Exit(max(error.get_first_failure()[1].exitcode, 1)) from None
+        code = error.get_first_failure()[1].exitcode
+        if code < 0:
+            # NCCL's watchdog ends a process that waits in vain, and so does a machine without memory left
+            print(
+                f"mmreason: a process was ended by signal {-code}. Where it waited for another one (NCCL says timeout): "
+                "raise ddp_timeout, or look for the process that stopped first. Where memory ran out: mmreason validate "
+                "tells what to change. Started again, the run goes on from its newest checkpoint.",
+                file=sys.stderr,
+            )
+        raise typer.Exit(max(code, 1)) from None
 
 
 def serve(

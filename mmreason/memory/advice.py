@@ -8,7 +8,7 @@ from typing import Any
 
 from mmreason.memory.estimate import Memory
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, StageConfig
-from mmreason.train.deepspeed_config import deepspeed_problems
+from mmreason.train.deepspeed_config import deepspeed_problems, gathers
 
 Predict = Callable[[Recipe, StageConfig], Memory]
 
@@ -53,8 +53,10 @@ def _changes(recipe: Recipe, stage: StageConfig, processes: int) -> Iterator[tup
 
     if isinstance(stage, PretaskStage):
         return
-    if not stage.gradient_checkpointing:
+    if not stage.gradient_checkpointing and not stage.activation_offload:
         yield of_stage(gradient_checkpointing=True)
+        if not gathers(recipe):
+            yield of_stage(activation_offload=True)
     yield of_stage(max_tokens_per_micro_batch=max(1, stage.max_tokens_per_micro_batch // 2))
     if stage.optimizer == "adamw":
         yield of_stage(optimizer="sgd")
@@ -62,6 +64,8 @@ def _changes(recipe: Recipe, stage: StageConfig, processes: int) -> Iterator[tup
         yield of_recipe("model", "torch_dtype", "bfloat16")
     if not recipe.model.use_peft:
         yield of_recipe("model", "use_peft", True)
+    elif not (recipe.model.load_in_4bit or recipe.model.assemble or recipe.deepspeed):
+        yield of_recipe("model", "load_in_4bit", True)
     if not (recipe.model.freeze_vision_tower or recipe.model.freeze_llm or "llm" in stage.freeze):
         yield of_recipe("model", "freeze_vision_tower", True)
     if isinstance(stage, GRPOStage):

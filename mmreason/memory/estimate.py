@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from mmreason.memory.rehearsal import (
 from mmreason.memory.spread import spread_of
 from mmreason.model.load import Loaded
 from mmreason.model.parts import freeze
+from mmreason.model.quantize import BYTES, quantized_layers
 from mmreason.model.shared_fit import unpackable
 from mmreason.render.recent import KEPT_BYTES
 from mmreason.rollout.sampling import SamplingParams
@@ -107,6 +108,7 @@ def estimate(
     evaluated: Rendered | None = None,
     world: int = 1,
     on_cpu: bool = True,
+    rehearsed: Peaks | None = None,
 ) -> Memory:
     """The estimate for one stage of the recipe on the loaded model, by the recipe's own freezing and adapters.
 
@@ -116,16 +118,19 @@ def estimate(
         evaluated: the longest prompt that is evaluated after the stage; None: nothing is.
         world: processes that train together.
         on_cpu: weights that a stage starts from are read into the same memory.
+        rehearsed: the moments, where they are known already; they do not depend on how many processes share the rest.
     """
     stand = stand_in(loaded, recipe.model, pad_id, banned)
     freeze(stand.model, stand.family, recipe.model, stage.freeze)
-    weights = _bytes(stand.weights())
+    spared = quantized_bytes(stand) if recipe.model.load_in_4bit else 0
+    weights = _bytes(stand.weights()) - spared
     grpo = stage if isinstance(stage, GRPOStage) else None
     reference = weights if grpo is not None and grpo.beta > 0 else 0
     share = spread_of(recipe, stage, stand.weights(), stand.learning(), world)
+    share = replace(share, weights=share.weights - spared, whole=share.whole - spared)
     features = _features(stand, recipe, rows, seen)
     kept = _kept(rows.longest, seen)
-    peaks = _peaks(stand, recipe, stage, rows, spread=share.spread)
+    peaks = rehearsed or rehearse(stand, recipe, stage, rows, spread=share.spread)
     held = share.optimizer + reference + features
     sent = share.gradients + share.buffers if share.spread else 0
     moments = {"training": share.weights + held + sent + peaks.training}
@@ -138,7 +143,7 @@ def estimate(
     if evaluated is not None:
         params = SamplingParams(recipe.eval.max_completion_length, greedy=True)
         rolled, _ = rollout_peak(stand, recipe, evaluated, recipe.eval.batch_size, 1, params)
-        moments["evaluation"] = rolled + features
+        moments["evaluation"] = rolled - spared + features
     return Memory(
         weights=share.weights,
         gradients=share.gradients,
@@ -150,34 +155,44 @@ def estimate(
         buffers=share.buffers,
         rows=kept,
         moments={name: n + (kept if on_cpu else 0) for name, n in moments.items() if n},
-        offloaded=share.offloaded,
+        offloaded=share.offloaded + peaks.offloaded,
     )
 
 
 @dataclass(frozen=True)
-class _Peaks:
-    """Bytes above the weights: of a step, of the first one's check, of a rollout; and its keys and values."""
+class Peaks:
+    """Bytes above the weights: of a step, of the first one's check, of a rollout; and its keys and values.
+
+    Example: a stage without rollouts whose step is not checked: `Peaks(10**9, 0, 0, 0)`. `offloaded` are activations
+    that the step has in the CPU's memory.
+    """
 
     training: int
     check: int
     rollout: int
     kv_cache: int
+    offloaded: int = 0
 
 
-def _peaks(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, spread: bool) -> _Peaks:
+def rehearse(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, spread: bool) -> Peaks:
+    """Go through a stage's moments. `spread`: gradients lie elsewhere than beside their parameters (several processes,
+    or DeepSpeed), and are not counted; what learns is set on the model already.
+    """
     batch = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
     weights = _bytes(stand.weights())
     if isinstance(stage, PretaskStage):
-        return _Peaks(_bytes(stand.learning()), 0, 0, 0)
+        return Peaks(_bytes(stand.learning()), 0, 0, 0)
     grpo = stage if isinstance(stage, GRPOStage) else None
     prompts = batch if grpo is None else batch // grpo.num_generations
     if unpackable(stand.model, recipe.shared_prefix, gathers(recipe)) is None:
         prompts = rows.alike(prompts)  # else all are padded to the longest
     step = training_rows(stand, stage, rows.longest, prompts, prompts)
-    training, check = training_peak(stand, recipe, stage, step, gathers=gathers(recipe), spread=spread)
+    training, check, away = training_peak(stand, recipe, stage, step, gathers=gathers(recipe), spread=spread)
     rolled = kept = 0
     if grpo is not None and recipe.rollout.engine != "local":
-        rolled = weights * (2 if recipe.model.use_peft else 1)  # adapters are merged into a copy, which is sent
+        rolled = weights * (
+            2 if recipe.model.use_peft else 1
+        )  # adapters are merged into a copy, which is sent
     elif grpo is not None:
         params = SamplingParams(
             grpo.max_completion_length,
@@ -189,7 +204,13 @@ def _peaks(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, spre
             kv_bytes=recipe.rollout.kv_cache_memory_bytes,
         )
         rolled, kept = rollout_peak(stand, recipe, rows.longest, prompts, grpo.num_generations, params)
-    return _Peaks(training, check, max(rolled - weights, 0), kept)
+    return Peaks(training, check, max(rolled - weights, 0), kept, away)
+
+
+def quantized_bytes(stand: Stand) -> int:
+    """What layers in 4 bits spare, less the widest of them, which is whole while it is used."""
+    sizes = [(m.weight.numel(), m.weight.element_size()) for m in quantized_layers(stand.model, stand.family)]
+    return round(sum(n * (width - BYTES) for n, width in sizes)) - max(n * width for n, width in sizes)
 
 
 def _features(stand: Stand, recipe: Recipe, rows: Rows, seen: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import GRPOStage, ModelConfig, Recipe, SFTStage, StageConfig
 from mmreason.train.distributed import Backend
 from mmreason.train.micro import Plan, Sharing, build, plan
+from mmreason.train.offload import Moved, offloaded
 from mmreason.train.scoring import Objective, scores
 from mmreason.train.step import Trainer
 from mmreason.types import Rendered, TrainingSample
@@ -115,8 +116,9 @@ def training_peak(
     *,
     gathers: bool,
     spread: bool,
-) -> tuple[int, int]:
-    """Bytes without the weights: of a step's largest micro-batch, and of the first step's check (0: there is none).
+) -> tuple[int, int, int]:
+    """Bytes without the weights: of a step's largest micro-batch; of the first step's check (0: there is none); and of
+    activations in the CPU's memory meanwhile.
 
     `spread`: gradients lie elsewhere than beside their parameters, and those are not counted.
     """
@@ -133,11 +135,11 @@ def training_peak(
         if spread:
             before = live.now
         live.again()
-        _backward(trainer, rows, largest, objective)
+        away = _backward(trainer, rows, largest, objective)
         step = live.peak - before
     for parameter in stand.learning():
         parameter.grad = None
-    return step, checked
+    return step, checked, away
 
 
 @torch.no_grad()
@@ -213,6 +215,7 @@ def _trainer(stand: Stand, recipe: Recipe, stage: StageConfig, gathers: bool) ->
         bf16=recipe.bf16,
         sharing=Sharing("off" if gathers else recipe.shared_prefix),
         check=recipe.shared_prefix_check,
+        offload=stage.activation_offload,
     )
 
 
@@ -225,11 +228,17 @@ def _objective(stand: Stand, stage: StageConfig) -> Objective:
     return Objective(banned=stand.banned, temperature=stage.temperature, token_weights=weights)
 
 
-def _backward(trainer: Trainer, rows: Sequence[TrainingSample], planned: Plan, objective: Objective) -> None:
+def _backward(trainer: Trainer, rows: Sequence[TrainingSample], planned: Plan, objective: Objective) -> int:
+    """Forward and backward pass; returns the bytes of activations that were elsewhere meanwhile."""
     device = trainer.backend.device
     micro = build(trainer.model, trainer.family, rows, planned, trainer.pad_id, device)
-    with micro.attention(trainer.model):
+    # what goes leaves nothing here but its shape
+    kept = offloaded(
+        trainer.model, lambda x: (x.new_empty(()), x.shape), lambda kept: kept[0].new_empty(kept[1])
+    )
+    with micro.attention(trainer.model), kept if trainer.offload else nullcontext(Moved()) as moved:
         trainer.backend.backward(_loss(trainer, micro, objective))
+    return moved.total
 
 
 def _loss(trainer: Trainer, micro: Any, objective: Objective) -> torch.Tensor:

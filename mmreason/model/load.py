@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
 from mmreason.model.assemble import assemble, fetching
 from mmreason.model.family import Family, bare, family_of
 from mmreason.model.parts import add_lora, freeze
+from mmreason.model.quantize import keep_as_trained, quantization
 from mmreason.model.save import quiet
 from mmreason.schema import ModelConfig
 
@@ -110,7 +111,9 @@ def _load_native(
             attn_implementation=cfg.attn_implementation,
             trust_remote_code=remote,
             output_loading_info=True,
+            **quantization(cfg),
         )
+    keep_as_trained(model)
     if info["missing_keys"]:
         raise ValueError(
             f"{path} lacks the weights {sorted(info['missing_keys'])[:5]} of {type(model).__name__}"

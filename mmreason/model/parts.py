@@ -37,6 +37,7 @@ def freeze(model: nn.Module, family: Family, cfg: ModelConfig, more: Collection[
     learning = 0
     for name, parameter in model.named_parameters():
         adapts = not isinstance(model, PeftModel) or "lora_" in name or ".modules_to_save." in name
+        adapts = adapts and parameter.is_floating_point()  # not those in 4 bits
         parameter.requires_grad_(adapts and family.part_of(plain_name(name)) not in frozen)
         learning += parameter.requires_grad
     if not learning:

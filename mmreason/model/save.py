@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from mmreason.model.family import Family, bare
 from mmreason.model.parts import merge_lora
+from mmreason.model.quantize import is_quantized
 from mmreason.types import Rendered
 
 PROBE = "probe.safetensors"
@@ -100,8 +101,19 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copy every weight and buffer of `source` into `target`, in place; the two have the same structure."""
-    target.load_state_dict(source.state_dict())
+    """Copy every weight and buffer of `source` into `target`, in place; the two have the same structure.
+
+    Weights in 4 bits are the same in both and stay: adapters are copied alone.
+    """
+    if is_quantized(target):
+        copy_adapters(source, target)
+    else:
+        target.load_state_dict(source.state_dict())
+
+
+def copy_adapters(source: nn.Module, target: nn.Module) -> None:
+    """Copy the adapters of one LoRA model into those of another, in place; what they stand on stays."""
+    set_peft_model_state_dict(target, get_peft_model_state_dict(source, save_embedding_layers=False))
 
 
 # arguments: model folder, inputs file, outputs file

@@ -20,7 +20,7 @@ from torch import nn
 
 from mmreason.train.deepspeed_config import DeepSpeedConfig
 from mmreason.train.deepspeed_states import gathered, scatter
-from mmreason.train.distributed import OPTIMIZER, Ranks
+from mmreason.train.distributed import OPTIMIZER, WAIT, Ranks
 
 LEFT_ON_MODULES = ("_external_params", "_original_parameters", "pre_bwd_fn", "post_bwd_fn")
 
@@ -76,8 +76,8 @@ class DeepSpeedBackend(Ranks):
     lockstep = True
     _called: _Called | None = None
 
-    def __init__(self, config: DeepSpeedConfig) -> None:
-        super().__init__()
+    def __init__(self, config: DeepSpeedConfig, wait: float = WAIT) -> None:
+        super().__init__(wait)
         self.config = config
         self.gathers = config.stage == 3
         self._deepspeed = _deepspeed()

@@ -111,6 +111,18 @@ def deepspeed_problems(recipe: Recipe) -> list[str]:
             "shared_prefix: require cannot be met under ZeRO-3, where training computes rows one by one (the head's "
             "weights are there only while it runs); take zero2, or shared_prefix: auto"
         )
+    if config.stage == 3:
+        problems += [
+            f"stages.{stage.name}.activation_offload: under ZeRO-3 gathered weights would be moved with activations; "
+            "take gradient_checkpointing, or zero2"
+            for stage in recipe.stages
+            if stage.activation_offload
+        ]
+    if recipe.model.load_in_4bit:
+        problems.append(
+            "model.load_in_4bit has not been tried under DeepSpeed; remove it, or the deepspeed key (several processes "
+            "then train with DDP)"
+        )
     if recipe.model.torch_dtype == "float16":
         problems.append(
             "model.torch_dtype: float16 is not supported under DeepSpeed; take bfloat16 or float32"

@@ -25,8 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from mmreason.train.deepspeed_config import DeepSpeedConfig
 
-TIMEOUT = timedelta(minutes=30)  # of one collective: ranks wait this long for the slowest one
+WAIT = 1800.0  # seconds, where the recipe says nothing else
 OPTIMIZER = "optimizer.pt"
+# what the messages of gloo and NCCL hold when another rank is gone or late, and no other error's
+LOST = ("gloo/transport", "Timed out waiting", "NCCL error", "NCCL communicator", "Connection closed by peer")
 
 
 class Backend:
@@ -105,7 +107,7 @@ class Backend:
 class Ranks(Backend):
     """One process of several that talk over gloo (CPU) or NCCL (GPU)."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: float = WAIT) -> None:
         local = int(os.environ.get("LOCAL_RANK", 0))
         cuda = torch.cuda.is_available()
         super().__init__(torch.device("cuda", local) if cuda else torch.device("cpu"))
@@ -115,7 +117,7 @@ class Ranks(Backend):
             alone: dict[str, Any] = (
                 {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
             )
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, **alone)
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=wait), **alone)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def sum(self, value: float) -> float:
@@ -160,8 +162,10 @@ class DDPBackend(Ranks):
         (loss * self.world_size).backward()  # DDP averages over ranks; the denominator is global already
 
 
-def make_backend(name: str, deepspeed: DeepSpeedConfig | None = None) -> Backend:
+def make_backend(name: str, deepspeed: DeepSpeedConfig | None = None, wait: float = WAIT) -> Backend:
     """`auto` is deepspeed where the recipe has its key, ddp when torchrun started us (WORLD_SIZE > 1), else plain.
+
+    `wait`: seconds that ranks wait for the slowest one in any exchange.
 
     Raises:
         ValueError: what the recipe names cannot run as this process was started; says what to do.
@@ -172,7 +176,7 @@ def make_backend(name: str, deepspeed: DeepSpeedConfig | None = None) -> Backend
             raise ValueError(f"backend: {name} and a deepspeed key exclude each other; leave one of them out")
         from mmreason.train.deepspeed_backend import DeepSpeedBackend
 
-        return DeepSpeedBackend(deepspeed)
+        return DeepSpeedBackend(deepspeed, wait)
     if name == "ddp" and "RANK" not in os.environ:
         raise ValueError(
             "backend: ddp needs torchrun (RANK is not set); run `mmreason launch --nproc N RECIPE`"
@@ -180,8 +184,29 @@ def make_backend(name: str, deepspeed: DeepSpeedConfig | None = None) -> Backend
     if name == "plain" and world > 1:
         raise ValueError(f"backend: plain is one process, but WORLD_SIZE={world}; use backend: auto or ddp")
     if name == "ddp" or (name == "auto" and world > 1):
-        return DDPBackend()
+        return DDPBackend(wait)
     return Backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """An exchange between ranks that fails meanwhile is told with what to do.
+
+    Raises:
+        ConnectionError: in place of torch's own RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if not isinstance(error, dist.DistError) and not any(mark in said for mark in LOST):
+            raise
+        rank = os.environ.get("RANK", "0")
+        raise ConnectionError(
+            f"rank {rank} has lost the others: one of them has stopped (what it said stands above), or came later than "
+            "ddp_timeout allows (a slow reward, reading media, a checkpoint: raise it); start again to go on from the "
+            f"newest checkpoint. NCCL_DEBUG=INFO tells more on GPUs. torch said: {said.splitlines()[0][:300]}"
+        ) from error
 
 
 def shard(items: Sequence[Any], backend: Backend) -> list[Any]:

@@ -23,6 +23,7 @@ from mmreason.recipe import dump_recipe, load_recipe
 from mmreason.schema import Recipe
 from mmreason.train.checkpoint import checkpoints
 from mmreason.train.context import Context
+from mmreason.train.prepare import whole_model
 from mmreason.types import Rendered
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ FREE_KEYS = (
     "resume_from_checkpoint",
     "save_steps",
     "logging_steps",
+    "ddp_timeout",
     "max_bad_fraction",
     "on_bad_media",
     "max_decode_seconds",
@@ -214,8 +216,9 @@ def write_timing(run_dir: Path, seconds: dict[str, float], total: float, peak: i
 
 def write_model(context: Context, out: Path) -> None:
     """The final model (adapters merged) and, beside its weights, the probe that proves a load."""
-    save_model(context.model, context.processor, out, merge=True)
-    write_probe(context.model, context.family, probe_rows(context), out)
+    model = whole_model(context)
+    save_model(model, context.processor, out, merge=True)
+    write_probe(model, context.family, probe_rows(context), out)
 
 
 def probe_rows(context: Context) -> dict[str, Rendered]:

@@ -16,7 +16,8 @@ from mmreason.data.quarantine import Quarantine
 from mmreason.data.sources import load_rows
 from mmreason.model.feature_cache import FeatureCache
 from mmreason.model.load import Loaded, load_model
-from mmreason.model.save import copy_weights, read_weights
+from mmreason.model.quantize import is_quantized
+from mmreason.model.save import copy_adapters, copy_weights, read_weights
 from mmreason.plugins import load_plugins
 from mmreason.render import Renderer
 from mmreason.schema import Recipe, Stage
@@ -34,7 +35,7 @@ def prepare(recipe: Recipe, run_dir: Path, checkpoint: Path | None) -> Context:
     if recipe.num_threads is not None:  # else torch's own choice, which heeds OMP_NUM_THREADS and torchrun
         torch.set_num_threads(recipe.num_threads)
     load_plugins(recipe.plugins)
-    backend = make_backend(recipe.backend, read_deepspeed(recipe))
+    backend = make_backend(recipe.backend, read_deepspeed(recipe), recipe.ddp_timeout)
     seed_everything(recipe.seed + backend.rank)
     sources = load_sources(recipe, run_dir, backend)
     loaded = _load(recipe, sources, checkpoint)
@@ -128,6 +129,16 @@ def load_initial(context: Context, stage: Stage, into: Any = None) -> None:
 
 def load_weights(model: Any, folder: Path) -> None:
     """Copy the weights of a saved stage into the model, in place."""
+def whole_model(context: Context) -> Any:
+    """The run's model; where it is in 4 bits, its adapters on the weights that those were made of."""
+    if not is_quantized(context.model):
+        return context.model
+    cfg = context.recipe.model.model_copy(update={"load_in_4bit": False})
+    whole = load_model(cfg, texts=lambda: [], seed=context.recipe.seed).model
+    copy_adapters(context.model, whole)
+    return whole
+
+
     read_weights(model, folder)
 
 

@@ -60,6 +60,11 @@ def remote_problems(recipe: Recipe) -> list[str]:
     if recipe.rollout.engine == "local":
         return []
     problems = [f"rollout.engine: {ASSEMBLED}"] if recipe.model.assemble is not None else []
+    if recipe.model.load_in_4bit:
+        problems.append(
+            "rollout.engine: vllm is sent whole weights, and those of model.load_in_4bit are in 4 bits; allowed is "
+            "rollout.engine: local, or load_in_4bit: false"
+        )
     for stage in [s for s in recipe.stages if isinstance(s, GRPOStage)]:
         for key, free in FREE.items():
             if getattr(stage, key) != free:

@@ -19,6 +19,7 @@ from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, SharedPre
 from mmreason.train import folder
 from mmreason.train.checkpoint import load_state, newest_complete, save_checkpoint
 from mmreason.train.context import Context, Method
+from mmreason.train.distributed import lost_ranks_named
 from mmreason.train.evaluation import ablate_run, ablations_fit, evaluate_stage
 from mmreason.train.grpo import GRPO
 from mmreason.train.loop import Budget, run_stage
@@ -33,11 +34,13 @@ from mmreason.train.together import shower
 log = logging.getLogger(__name__)
 
 
+@lost_ranks_named()
 def train(recipe: Recipe) -> dict[str, Any]:
     """Run the recipe to its end and return what it showed: `{"run_dir", "model", "eval", "seconds", "is_main"}`.
 
     Raises:
         ValueError: the recipe, its data or its output_dir does not fit; the message says what to do.
+        ConnectionError: another process of this run has stopped, or is too late.
     """
     began = time.perf_counter()
     run_dir = Path(recipe.output_dir)
@@ -215,6 +218,7 @@ def make_trainer(context: Context, stage: Stage) -> Trainer:
         sharing=Sharing(_training_prefix(context)),
         check=context.recipe.shared_prefix_check,
         show=shower(context.renderer, context.feed.limits.sampling_rate),
+        offload=stage.activation_offload,
     )
 
 

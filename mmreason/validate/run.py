@@ -14,6 +14,7 @@ from mmreason.recipe import RecipeError, load_recipe, mended_recipe, sources_of
 from mmreason.render import Renderer
 from mmreason.schema import GRPOStage, PretaskStage, Recipe
 from mmreason.train.prepare import training_texts
+from mmreason.train.remote import unsent_rows
 from mmreason.types import Sample
 from mmreason.validate.memory import Room, predict, this_room
 from mmreason.validate.rendering import Seen, render_rows
@@ -62,6 +63,7 @@ def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None) 
         sources = {n: read_source(n, cfg, Path(folder), report) for n, cfg in recipe.data.items()}
         looked = {n: check_media(n, samples, limits, report) for n, samples in sources.items()}
         check_ablations(recipe, sources, report)
+        report.add(unsent_rows(recipe, sources))
         for stage in recipe.stages:
             if isinstance(stage, GRPOStage) and not any(p.startswith(f"stages.{stage.name}.") for p in wrong):
                 check_rewards(stage, sources, report)
@@ -86,4 +88,5 @@ def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None) 
 
 
 def _load(recipe: Recipe, sources: dict[str, list[Sample]]) -> Loaded:
-    return load_model(recipe.model, texts=lambda: training_texts(recipe, sources), seed=recipe.seed)
+    model = recipe.model.model_copy(update={"load_in_4bit": False})  # counted, and not made
+    return load_model(model, texts=lambda: training_texts(recipe, sources), seed=recipe.seed)

@@ -8,6 +8,7 @@ from mmreason.curriculum import gate_problem
 from mmreason.evaluate import parse_ablation
 from mmreason.model.load import Loaded
 from mmreason.model.parts import freeze
+from mmreason.model.quantize import quantization_problem
 from mmreason.model.shared_fit import needs_side_by_side, unpackable
 from mmreason.rewards import reward_problems, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
@@ -23,6 +24,8 @@ def settings_problems(recipe: Recipe) -> list[str]:
         for package in sorted({"tensorboard", "wandb"} & set(recipe.report_to))
         if importlib.util.find_spec(package) is None
     ]
+    quantized = quantization_problem(recipe.model)
+    problems += [quantized] if quantized else []
     problems += deepspeed_problems(recipe)
     problems += remote_problems(recipe)
     last = [stage for stage in recipe.stages if not stage.branch][-1]

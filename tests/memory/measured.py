@@ -32,6 +32,8 @@ STEPS = 2
 def steps(recipe: Recipe) -> None:
     """The stage from its initial weights on, without evaluation and saving."""
     context = prepare(recipe, Path(recipe.output_dir), None)
+    # every completion is written to its end, as predicted
+    context.renderer.placeholder_ids = (*context.renderer.placeholder_ids, *context.renderer.eos_ids)
     (stage,) = recipe.stages
     load_initial(context, stage)
     method: SFT | GRPO

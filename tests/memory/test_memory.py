@@ -135,6 +135,16 @@ def test_parts_are_those_of_the_model(tmp_path: Path) -> None:
     assert memory.moments["training"] < plain.moments["training"]
 
 
+def test_activations_elsewhere_are_counted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves the step is at least what it is smaller by; the rest was never alive at its largest moment."""
+    monkeypatch.setattr("mmreason.train.offload.SMALL", 1)
+    here = predicted(debug(tmp_path, "sft"))
+    there = predicted(debug(tmp_path, "sft", of_stage={"activation_offload": True}))
+    assert here.offloaded == 0 and there.weights == here.weights
+    spared = here.activations - there.activations
+    assert 0.3 * here.activations < spared <= there.offloaded
+
+
 def test_what_is_spread_is_hand_computed(tmp_path: Path) -> None:
     everything = [torch.zeros(1000), torch.zeros(200)]
     recipe = debug(tmp_path, "sft")
@@ -160,7 +170,11 @@ def test_what_does_not_fit_is_told_with_what_helps(tmp_path: Path) -> None:
     (problem,) = validate(recipe, room=Room(whole // 2, on_cpu=False)).problems
     assert "stages.grpo: needs" in problem and "in training" in problem
     assert "stages.grpo.gradient_checkpointing=true (then " in problem
-    assert "stages.grpo.num_generations=2 (then " in problem and "model.use_peft=true (then " in problem
+    assert (
+        "stages.grpo.max_completion_length=16 (then " in problem and "model.use_peft=true (then " in problem
+    )
+    # as many rows, in twice as many groups: what does not help is not told
+    assert "num_generations" not in problem
     assert problem.index("(then ") < problem.index("optimizer=sgd")  # the most helpful first
 
 

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mmreason.render import Renderer
 from mmreason.rollout.forked import generate
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import ModelConfig, SFTStage, SharedPrefix
-from mmreason.train import distributed, step
+from mmreason.train import step
 from mmreason.train.deepspeed_config import DeepSpeedConfig, _settings
 from mmreason.train.distributed import Backend, DDPBackend, leave, make_backend
 from mmreason.train.micro import Sharing
@@ -62,6 +61,7 @@ class Case:
     )
     steps: int = 3
     then: str = "same"  # what steps after the first one learn from: the same rows; `text` those without media
+    offload: bool = False  # activations in the CPU's memory
     poisoned: bool = False  # the second step's loss is infinite on the first rank
 
     @property
@@ -131,6 +131,7 @@ def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dic
         max_tokens=case.max_tokens,
         sharing=Sharing(case.sharing),
         show=shower(renderer, 16_000),
+        offload=case.offload,
     )
     steps = [_rows_of_step(rows, case, backend, step) for step in range(case.steps)]
     metrics = []
@@ -166,12 +167,12 @@ def alone(folder: Path, case: Case) -> dict[str, torch.Tensor]:
     return parameters(train(folder, case, backend)[0])
 
 
-def backend_of(case: Case) -> Backend:
+def backend_of(case: Case, patience: float) -> Backend:
     """The case's backend in one of several processes."""
     if case.engine == "ddp":
-        return DDPBackend()
+        return DDPBackend(patience)
     settings = {"zero_optimization": RELEASING} if case.engine == "zero3" else _settings(case.engine)
-    backend = make_backend("auto", DeepSpeedConfig(settings, bf16=False, autocast=False))
+    backend = make_backend("auto", DeepSpeedConfig(settings, bf16=False, autocast=False), patience)
     return backend
 
 
@@ -206,11 +207,10 @@ def _rank(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    distributed.TIMEOUT = timedelta(seconds=patience)
     agreed = step.together
     for case in cases:
         step.together = agreed if case.guard else lambda trainer, rows, plans: (list(rows), list(plans))
-        backend = backend_of(case)
+        backend = backend_of(case, patience)
         trainer, metrics = train(Path(folder), case, backend)
         found = parameters(trainer)
         backend.release()
