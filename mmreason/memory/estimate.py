@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -126,8 +126,7 @@ def estimate(
     weights = _bytes(stand.weights()) - spared
     grpo = stage if isinstance(stage, GRPOStage) else None
     reference = weights if grpo is not None and grpo.beta > 0 else 0
-    share = spread_of(recipe, stage, stand.weights(), stand.learning(), world)
-    share = replace(share, weights=share.weights - spared, whole=share.whole - spared)
+    share = spread_of(recipe, stage, stand.weights(), stand.learning(), world).lighter(spared)
     features = _features(stand, recipe, rows, seen)
     kept = _kept(rows.longest, seen)
     peaks = rehearsed or rehearse(stand, recipe, stage, rows, spread=share.spread)
