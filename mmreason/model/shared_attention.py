@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from mmreason.model import shared_kernels
 from mmreason.model.family import bare
 from mmreason.model.shared_kernels import Block
+from mmreason.model.shared_states import states_of
 
 NAME = "mmreason_shared"
 SHORT = (
@@ -314,12 +315,14 @@ _open: list[
 @contextmanager
 def attention_of(model: Any, layout: Layout) -> Iterator[None]:
     """The decoder of `model` attends by `layout`; its encoders as before. Keep it open over the backward pass."""
-    config = bare(model).get_decoder().config
+    decoder = bare(model).get_decoder()
+    config = decoder.config
     before = config._attn_implementation
     config._attn_implementation = NAME
     _open.append(layout)
     try:
-        yield
+        with states_of(decoder, layout):
+            yield
     finally:
         _open.pop()
         config._attn_implementation = before

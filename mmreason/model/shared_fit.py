@@ -15,10 +15,11 @@ from transformers.cache_utils import (
 )
 
 from mmreason.model.family import bare
+from mmreason.model.shared_states import LINEAR, linear_layers
 from mmreason.schema import SharedPrefix
 
-# the layer types, and the caches of layers, whose rows can go on from one prompt; training shares the first two
-FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+# the layer types (LINEAR is the third), and the caches of layers, whose rows can go on from one prompt
+FULL, SLIDING = "full_attention", "sliding_attention"
 CACHES = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)
 # what a config calls a change of the logits behind the head, and the value that changes nothing
 AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -96,9 +97,10 @@ def untrainable(model: Any) -> Unfit | None:
     whole = bare(model)
     decoder = whole.get_decoder()
     name, config = type(decoder).__name__, decoder.config
-    if LINEAR in _kinds(decoder):
+    if None in linear_layers(decoder):
         return Unfit(
-            "linear_attention", f"{name} has layers of linear attention, whose state runs on from row to row"
+            "linear_attention",
+            f"{name} has layers of linear attention that go on from no state but a cache's",
         )
     both_ways = not all(getattr(m, "is_causal", True) for m in _attentions(decoder))
     if (
@@ -136,11 +138,11 @@ def unpackable(model: Any, shared_prefix: SharedPrefix, gathers: bool) -> Unfit 
     return untrainable(model)
 
 
-def needs_side_by_side(family: str, attention: str, unfit: Unfit | None) -> None:
+def needs_side_by_side(model: Any, family: str, attention: str, unfit: Unfit | None) -> None:
     """Refuse a model that can read rows of several segments neither packed (`unpackable`) nor by a mask.
 
     Raises:
-        ValueError: its rows are padded, and it has positions of its own or an attention that takes no mask.
+        ValueError: its rows are padded, and it has positions of its own or attention that takes no mask.
     """
     if unfit is None:
         return
@@ -148,6 +150,12 @@ def needs_side_by_side(family: str, attention: str, unfit: Unfit | None) -> None
         raise ValueError(
             f"questions_per_row above 1 needs rows that are packed, or an assembled model; {unfit.why}, and this model "
             f"is {family}, whose positions are its own affair: set questions_per_row to 1"
+            + (", or shared_prefix to auto" if unfit.name == "off" else "")
+        )
+    if linear_layers(bare(model).get_decoder()):
+        raise ValueError(
+            f"questions_per_row above 1 needs rows that are packed, or an attention that takes masks; {unfit.why}, and "
+            "the model has layers of linear attention: set questions_per_row to 1"
             + (", or shared_prefix to auto" if unfit.name == "off" else "")
         )
     if attention == "flash_attention_2":

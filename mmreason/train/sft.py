@@ -30,7 +30,7 @@ class SFT:
         if stage.questions_per_row > 1:
             recipe = context.recipe
             unfit = unpackable(context.model, recipe.shared_prefix, context.backend.gathers)
-            needs_side_by_side(context.family.name, recipe.model.attn_implementation, unfit)
+            needs_side_by_side(context.model, context.family.name, recipe.model.attn_implementation, unfit)
         targets = {name: self._targets(context.sources[name]) for name in stage.sources()}
         self.loader = Loader(targets, stage.data, stage.replay, seed=context.recipe.seed)
 

@@ -56,7 +56,7 @@ def fits(stage: StageConfig, recipe: Recipe, loaded: Loaded) -> None:
         freeze(loaded.model, loaded.family, recipe.model, stage.freeze)
         if isinstance(stage, SFTStage) and stage.questions_per_row > 1:
             unfit = unpackable(loaded.model, recipe.shared_prefix, gathers(recipe))
-            needs_side_by_side(loaded.family.name, recipe.model.attn_implementation, unfit)
+            needs_side_by_side(loaded.model, loaded.family.name, recipe.model.attn_implementation, unfit)
     except ValueError as error:
         raise ValueError(f"stages.{stage.name}: {error}") from error
     if isinstance(stage, PretaskStage):

@@ -39,7 +39,6 @@ def test_the_command_prints_every_family(tmp_path: Path) -> None:
         "qwen3_vl",
     ]
     for name, reason in {
-        "qwen3_next": "linear_attention: ",
         "gemma3": "both_ways: ",
         "paligemma": "both_ways: ",
         "gemma2": "attention_softcapping: ",
@@ -61,9 +60,11 @@ def test_what_cannot_be_forked_cannot_be_trained_shared_either() -> None:
     }.items():
         (line,) = capabilities([name])
         assert line.rollout == line.training and (line.training or "").startswith(reason)
-    for name in ("qwen3_next", "olmo_hybrid", "gemma3"):
+    (line,) = capabilities(["gemma3"])
+    assert line.rollout is None and line.training is not None
+    for name in ("qwen3_5", "qwen3_next", "olmo_hybrid"):
         (line,) = capabilities([name])
-        assert line.rollout is None and line.training is not None
+        assert line.rollout is line.training is None and "linear_attention" in line.layers
 
 
 def test_a_name_that_is_none_is_refused() -> None:

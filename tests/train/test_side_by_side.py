@@ -106,20 +106,22 @@ def test_what_cannot_read_such_rows_is_refused(loaded: Loaded, native_folder: Ca
     config = ModelConfig(model_name_or_path=str(native_folder("qwen2_vl")))
     native = load_model(config, texts=lambda: [], seed=0)
     for mode in ("auto", "require"):
-        needs_side_by_side("qwen_vl", "flash_attention_2", unpackable(native.model, mode, gathers=False))
+        needs_side_by_side(
+            native.model, "qwen_vl", "flash_attention_2", unpackable(native.model, mode, gathers=False)
+        )
     with pytest.raises(ValueError, match="shared_prefix is off, and this model is qwen_vl.* to auto"):
-        needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "off", gathers=False))
+        needs_side_by_side(native.model, "qwen_vl", "sdpa", unpackable(native.model, "off", gathers=False))
     with pytest.raises(ValueError, match="ZeRO-3 has the head's weights.*questions_per_row to 1$"):
-        needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=True))
+        needs_side_by_side(native.model, "qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=True))
     native.model.get_decoder().layers[1].self_attn.attention_dropout = 0.1
     with pytest.raises(
         ValueError, match=r"layers.1.self_attn.attention_dropout is 0.1.*questions_per_row to 1$"
     ):
-        needs_side_by_side("qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=False))
+        needs_side_by_side(native.model, "qwen_vl", "sdpa", unpackable(native.model, "auto", gathers=False))
     padded = unpackable(loaded.model, "off", gathers=False)
-    needs_side_by_side("assembled", "sdpa", padded)
+    needs_side_by_side(loaded.model, "assembled", "sdpa", padded)
     with pytest.raises(ValueError, match="takes masks"):
-        needs_side_by_side("assembled", "flash_attention_2", padded)
+        needs_side_by_side(loaded.model, "assembled", "flash_attention_2", padded)
 
 
 @pytest.mark.parametrize("together", [1, 3])

@@ -1,0 +1,215 @@
+"""Hybrids of full and linear attention: one prompt for all its completions, in values and gradients as row by row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mmreason.model import shared_states
+from mmreason.model.load import Loaded, gradient_checkpointing, load_model
+from mmreason.model.parts import add_lora
+from mmreason.model.shared_attention import Layout, Span, attention_of
+from mmreason.model.shared_fit import needs_side_by_side, unpackable, untrainable
+from mmreason.model.shared_states import State, joined
+from mmreason.schema import ModelConfig
+from mmreason.train.micro import Sharing
+from mmreason.train.step import Objective
+from mmreason.types import Rendered
+from tests.model.groups import apart, plain, rows_of, shared
+from tests.model.test_shared_forward import GRADIENTS, VALUES, behind, groups_of
+from tests.rollout.mixes import prompts_of
+from tests.rollout.test_ends import HYBRIDS
+from tests.tiny import TEXTS, tiny_model_config
+from tests.train.rows import sft_rows
+from tests.train.test_step import difference, step_grads, trainer_of
+
+# of these the gradient is a sum that nearly cancels: rows side by side and row by row differ by 1e-4 themselves
+CANCELLING, THEIRS = ("A_log", "dt_bias"), 5e-4
+
+
+@pytest.fixture(params=sorted(HYBRIDS))
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    return hybrid(request.param)
+
+
+def hybrid(name: str) -> Loaded:
+    llm = {**HYBRIDS[name], "initializer_range": 0.1}
+    loaded = load_model(tiny_model_config(llm=llm), texts=lambda: TEXTS, seed=0)
+    loaded.model.train()
+    return loaded
+
+
+def assert_equal(loaded: Loaded, groups: list[list[Rendered]]) -> None:
+    one, other = plain(loaded, groups), shared(loaded, groups)
+    for names, allowed in ((CANCELLING, THEIRS), ((), GRADIENTS)):
+        some = [
+            (lines, {n: g for n, g in grads.items() if n.endswith(CANCELLING) == bool(names)})
+            for lines, grads in (one, other)
+        ]
+        if not some[0][1]:
+            continue  # adapters learn none of them
+        values, gradient, worst = apart(*some)
+        assert values <= VALUES and gradient <= allowed, (values, gradient, worst)
+
+
+def both(loaded: Loaded) -> list[list[list[Rendered]]]:
+    """Prompts with pictures and without; completions of one token, as many as it takes for a step of decoding, and of
+    more than the 64 that a layer computes at once.
+    """
+    prompt = prompts_of(loaded, ("",))[0]
+    long = [rows_of(loaded, prompt, [130, 1, 70]), rows_of(loaded, prompt, [1, 1])]
+    return [groups_of(loaded, ("i", "", "ii")), long]
+
+
+def test_values_and_gradients(loaded: Loaded) -> None:
+    """Ragged rows, all groups in one packed row and each by itself."""
+    assert untrainable(loaded.model) is None
+    for groups in both(loaded):
+        assert_equal(loaded, groups)
+        for group in groups:
+            assert_equal(loaded, [group])
+
+
+def test_what_differs_is_rounding(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every number in float64 (the layers ask for float32 by name) next to nothing is left."""
+    cases = both(loaded)
+    loaded.model.double()
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    for groups in cases:
+        wide = [
+            [replace(row, media={n: widened(x) for n, x in row.media.items()}) for row in g] for g in groups
+        ]
+        values, gradient, worst = apart(plain(loaded, wide), shared(loaded, wide))
+        assert values <= 1e-13 and gradient <= 1e-11, (values, gradient, worst)
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def test_rows_of_no_group(loaded: Loaded) -> None:
+    """Supervised rows, which share nothing, packed behind each other; as long as they are, and side by side."""
+    rows = sft_rows(loaded.processor, 5)
+    trainer = trainer_of(replace(loaded, model=copy.deepcopy(loaded.model)))
+    loss, wanted = step_grads(trainer_of(loaded), rows, Objective())
+    trainer.sharing = Sharing("require")
+    again, found = step_grads(trainer, rows, Objective())
+    assert again == pytest.approx(loss, rel=1e-5) and difference(found, wanted) < 2e-5
+
+
+def test_questions_side_by_side_need_packing(loaded: Loaded) -> None:
+    assert unpackable(loaded.model, "auto", gathers=False) is None
+    padded = unpackable(loaded.model, "off", gathers=False)
+    with pytest.raises(
+        ValueError, match="shared_prefix is off, and the model has layers of linear.* to auto"
+    ):
+        needs_side_by_side(loaded.model, "assembled", "sdpa", padded)
+
+
+def test_layers_that_take_no_state_have_a_name(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_states, "_takes_state", lambda module: False)
+    reason = untrainable(loaded.model)
+    assert reason is not None and reason.name == "linear_attention"
+
+
+def test_adapters_and_recomputed_activations(loaded: Loaded) -> None:
+    groups = groups_of(loaded, ("i", ""))
+    config = ModelConfig(model_name_or_path="unused", use_peft=True, lora_r=4)
+    learner = add_lora(loaded.model, loaded.family, config)
+    for name, parameter in learner.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    adapted = replace(loaded, model=learner)
+    learner.train()
+    kept = shared(adapted, groups)
+    assert_equal(adapted, groups)
+    gradient_checkpointing(learner, True)
+    learner.enable_input_require_grads()
+    assert_equal(adapted, groups)
+    values, gradient, _ = apart(kept, shared(adapted, groups))
+    assert values == 0.0 and gradient <= 1e-6
+
+
+def test_media_behind_the_prompt(loaded: Loaded) -> None:
+    first, tool = prompts_of(loaded, ("i", "i"))
+    rows = rows_of(loaded, first, [4, 6, 2])
+    more = rows_of(loaded, tool, [5], seed=1)[0]
+    assert_equal(loaded, [[rows[0], behind(rows[1], more), behind(rows[2], more)]])
+
+
+def test_the_layers_are_themselves_again(loaded: Loaded) -> None:
+    decoder = loaded.model.get_decoder()
+    (module, *_) = shared_states.linear_layers(decoder)
+    assert isinstance(module, nn.Module)
+    layouts = [Layout((Span(0, n, (2,)),)) for n in (3, 4)]
+    with pytest.raises(KeyError), attention_of(loaded.model, layouts[0]):
+        outer = module.forward
+        with attention_of(loaded.model, layouts[1]):
+            assert module.forward is not outer
+        assert module.forward is outer
+        raise KeyError
+    assert "forward" not in vars(module)
+
+
+# --- mutants
+
+
+def leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state runs on over the packed row."""
+    monkeypatch.setattr(shared_states, "_by_layout", lambda original, layout: original)
+
+
+def from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suffixes begin without their prompt's state."""
+    monkeypatch.setattr(State, "of_rows", lambda self, prompts: State())
+
+
+def of_another_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(State, "of_rows", lambda self, p, real=State.of_rows: real(self, p.max() - p))
+
+
+def without_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolution does not see the prompt's last tokens."""
+
+    def cut(self: State, prompts: torch.Tensor, real: Any = State.of_rows) -> State:
+        made = real(self, prompts)
+        made.conv = {n: torch.zeros_like(x) for n, x in made.conv.items()}
+        return made
+
+    monkeypatch.setattr(State, "of_rows", cut)
+
+
+def detached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values stay as they are; no gradient flows into the prompt."""
+
+    def cut(self: State, prompts: torch.Tensor, real: Any = State.of_rows) -> State:
+        made = real(self, prompts)
+        made.recurrent = {n: x.detach() for n, x in made.recurrent.items()}
+        return made
+
+    monkeypatch.setattr(State, "of_rows", cut)
+
+
+@pytest.mark.parametrize("mutant", [leak, from_nothing, of_another_prompt, without_columns, detached])
+def test_mutants_fail(mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = hybrid("qwen3_next")
+    groups = groups_of(loaded, ("i", "", "ii"))
+    wanted = plain(loaded, groups)
+    mutant(monkeypatch)
+    values, gradient, _ = apart(wanted, shared(loaded, groups))
+    assert (values > 1e-3) == (mutant is not detached) and gradient > 1e-2
+
+
+def test_columns_of_short_prompts_begin_with_zeros() -> None:
+    short, long = State(), State()
+    short.update_conv_state(torch.ones(1, 2, 1), 0, conv_kernel_size=3)
+    long.update_conv_state(torch.ones(1, 2, 5), 0, conv_kernel_size=3)
+    both = joined([short, long])
+    assert both.conv[0].tolist() == [[[0, 0, 1]] * 2, [[1, 1, 1]] * 2]
