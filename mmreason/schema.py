@@ -170,7 +170,7 @@ class RolloutConfig(Closed):
     max_rows: PositiveInt = 256
     kv_cache_memory_bytes: PositiveInt | None = None  # of keys and values at once; None: what max_rows need
     # of engine vllm:
-    mode: Literal["server"] = "server"
+    mode: Literal["server", "colocate"] = "server"  # colocate: in this very process
     base_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/]+/?$")
     timeout: float = Field(240.0, gt=0)  # seconds for one prompt's completions
     max_wait: float = Field(300.0, ge=0)  # seconds without any answer after which the run stops
@@ -187,10 +187,13 @@ class RolloutConfig(Closed):
 
     @model_validator(mode="after")
     def _overlap(self) -> RolloutConfig:
-        if self.staleness and self.engine == "local":
+        if self.mode == "colocate" and self.engine == "local":
+            raise ValueError("mode=colocate is one of engine vllm; take engine: vllm, or remove it")
+        if self.staleness and (self.engine == "local" or self.mode == "colocate"):
+            what = "engine local" if self.engine == "local" else "mode colocate"
             raise ValueError(
-                "staleness=1 writes the next completions beside the training, and engine local is this very process; "
-                "take engine: vllm, or staleness: 0"
+                f"staleness=1 writes the next completions beside the training, and {what} is this very process; take "
+                "engine: vllm with mode: server, or staleness: 0"
             )
         if self.staleness and self.importance_sampling_mode == "none":
             raise ValueError(
@@ -263,8 +266,8 @@ class StageConfig(Closed):
     max_steps: PositiveInt | None = None
     num_train_epochs: float | None = Field(None, gt=0)
     gradient_checkpointing: bool = False
-    max_prompt_length: PositiveInt = 4096
     activation_offload: bool = False  # in place of that: activations wait in the CPU's memory
+    max_prompt_length: PositiveInt = 4096
     save_steps: PositiveInt = 50
     logging_steps: PositiveInt = 1
     evaluate: bool = True
@@ -284,7 +287,6 @@ class StageConfig(Closed):
             self.num_train_epochs = 1.0
         return self
 
-
     @model_validator(mode="after")
     def _one_saving(self) -> StageConfig:
         if self.gradient_checkpointing and self.activation_offload:
@@ -293,6 +295,7 @@ class StageConfig(Closed):
                 "memory; give one of the two"
             )
         return self
+
 
 class SFTStage(StageConfig):
     """Supervised fine-tuning on assistant tokens."""
@@ -400,8 +403,8 @@ class Recipe(Closed):
     rollout: RolloutConfig = RolloutConfig()
     system_prompt: str | None = None
     backend: Literal["auto", "plain", "ddp"] = "auto"
-    # train by DeepSpeed: what it spreads over processes (zero0 ... zero3_offload), or a file of its settings
     ddp_timeout: float = Field(1800.0, gt=0)  # seconds that processes wait for the slowest of them
+    # train by DeepSpeed: what it spreads over processes (zero0 ... zero3_offload), or a file of its settings
     deepspeed: Annotated[str, BeforeValidator(_deepspeed)] | None = None
     num_threads: PositiveInt | None = None
     bf16: bool = False
@@ -423,9 +426,9 @@ class Recipe(Closed):
     max_image_pixels: PositiveInt = 16_777_216  # refused from the header, before decoding
     max_video_pixels: PositiveInt = 134_217_728  # likewise: frames that are kept x width x height
     max_media_seconds: float = Field(600.0, gt=0)  # likewise: a longer video or sound
-    plugins: list[str] = ["mmreason_encoders", "mmreason_tools"]
     # seconds that decoding one medium may take; a decoder that hangs is ended, in the run's own process left
     max_decode_seconds: float = Field(60.0, gt=0, le=86_400)
+    plugins: list[str] = ["mmreason_encoders", "mmreason_tools"]
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Recipe:

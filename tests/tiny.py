@@ -128,7 +128,9 @@ def tiny_native(kind: str, folder: Path, *, seed: int = 0) -> Path:
         model = auto.from_config(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    processor = _hearing_processor(kind, tokenizer) if kind in SOUND_KINDS else _processor(kind, tokenizer)
+    processor = (
+        tiny_hearing_processor(kind, tokenizer) if kind in SOUND_KINDS else _processor(kind, tokenizer)
+    )
     return save_model(model, processor, folder)
 
 
@@ -159,7 +161,8 @@ def _senses(kind: str, ids: dict[str, int]) -> dict[str, Any]:
     return senses
 
 
-def _hearing_processor(kind: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+def tiny_hearing_processor(kind: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The processor of one of SOUND_KINDS; its window is 4 s."""
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=4)
     # these models take a video and its sound as two runs
     template = tokenizer.chat_template

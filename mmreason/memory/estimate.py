@@ -23,6 +23,7 @@ from mmreason.model.quantize import BYTES, quantized_layers
 from mmreason.model.shared_fit import unpackable
 from mmreason.render.recent import KEPT_BYTES
 from mmreason.rollout.sampling import SamplingParams
+from mmreason.rollout.vllm_inside import KV_BYTES
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, StageConfig
 from mmreason.train.deepspeed_config import gathers
 from mmreason.train.feed import CACHE_BYTES, size
@@ -130,11 +131,12 @@ def estimate(
     features = _features(stand, recipe, rows, seen)
     kept = _kept(rows.longest, seen)
     peaks = rehearsed or rehearse(stand, recipe, stage, rows, spread=share.spread)
-    held = share.optimizer + reference + features
+    inside = _vllm_inside(recipe, weights) if grpo is not None else 0
+    held = share.optimizer + reference + features + inside
     sent = share.gradients + share.buffers if share.spread else 0
     moments = {"training": share.weights + held + sent + peaks.training}
     if peaks.check:
-        moments["check"] = share.weights + reference + features + peaks.check
+        moments["check"] = share.weights + reference + features + inside + peaks.check
     if grpo is not None:
         moments["rollout"] = share.whole + held + peaks.rollout
     if on_cpu:
@@ -142,7 +144,7 @@ def estimate(
     if evaluated is not None:
         params = SamplingParams(recipe.eval.max_completion_length, greedy=True)
         rolled, _ = rollout_peak(stand, recipe, evaluated, recipe.eval.batch_size, 1, params)
-        moments["evaluation"] = rolled - spared + features
+        moments["evaluation"] = rolled - spared + features + inside
     return Memory(
         weights=share.weights,
         gradients=share.gradients,
@@ -210,6 +212,14 @@ def quantized_bytes(stand: Stand) -> int:
     """What layers in 4 bits spare, less the widest of them, which is whole while it is used."""
     sizes = [(m.weight.numel(), m.weight.element_size()) for m in quantized_layers(stand.model, stand.family)]
     return round(sum(n * (width - BYTES) for n, width in sizes)) - max(n * width for n, width in sizes)
+
+
+def _vllm_inside(recipe: Recipe, weights: int) -> int:
+    """What vLLM holds in the run's own process all the time: a copy of the weights, and its keys and values."""
+    rollout = recipe.rollout
+    if rollout.engine == "local" or rollout.mode == "server":
+        return 0
+    return weights + (rollout.kv_cache_memory_bytes or KV_BYTES)
 
 
 def _features(stand: Stand, recipe: Recipe, rows: Rows, seen: int) -> int:

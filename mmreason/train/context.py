@@ -15,6 +15,7 @@ from mmreason.model.encode_once import encode_once
 from mmreason.model.family import Family
 from mmreason.model.feature_cache import FeatureCache
 from mmreason.render import Renderer
+from mmreason.rollout.vllm_inside import VLLMInside
 from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import Recipe
 from mmreason.train.distributed import Backend
@@ -41,7 +42,9 @@ class Context:
     sources: dict[str, list[Sample]]
     console: Console
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall time of its training
-    remote: VLLMRollout | None = None  # writes GRPO's completions; None: this process does
+    remote: VLLMRollout | VLLMInside | None = (
+        None  # vLLM, which writes GRPO's completions; None: this process does
+    )
     features: FeatureCache | None = None  # what encoders made of media; None: every row has its own encoded
 
     def encoding(self, model: Any = None) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_requests import Prompt
+from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import GRPOStage
 from mmreason.train.completions import add_token_weights, group_metrics, records, write_completions
 from mmreason.train.context import Batch, Context
@@ -103,7 +104,7 @@ class GRPO:
         stage, backend, remote = self.stage, self.context.backend, self.context.remote
         self._bad_rewards, self._waited = 0, 0.0
         groups, seen = self._groups(step)
-        told = {} if remote is None else {**remote.take_metrics(), "time/wait": self._waited}
+        told = {} if remote is None else {**remote.end_rollout(), "time/wait": self._waited}
         weighed = self._rollouts in self._weighed
         self._rollouts += 1
         if self.context.recipe.rollout.staleness and self._rollouts < self._of_stage:
@@ -196,7 +197,9 @@ class GRPO:
     def _launch(self, step: int) -> None:
         """Ask for the next rollout's first round under the present weights, and do not wait for it."""
         remote = self.context.remote
-        assert remote is not None, "rollout.staleness needs an engine that works beside this process"
+        assert isinstance(remote, VLLMRollout), (
+            "rollout.staleness needs an engine that works beside this process"
+        )
         self._publish(step)
         prompts = self._draw(self._per_rank)
         count, params, renderer = self.stage.num_generations, self._params(), self.context.renderer

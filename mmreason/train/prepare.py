@@ -26,7 +26,7 @@ from mmreason.train.deepspeed_config import read as read_deepspeed
 from mmreason.train.distributed import Backend, make_backend
 from mmreason.train.feed import Feed
 from mmreason.train.metrics import Metrics
-from mmreason.train.remote import remote_engine
+from mmreason.train.remote import remote_engine, unsent_rows
 from mmreason.types import Sample
 
 
@@ -38,6 +38,8 @@ def prepare(recipe: Recipe, run_dir: Path, checkpoint: Path | None) -> Context:
     backend = make_backend(recipe.backend, read_deepspeed(recipe), recipe.ddp_timeout)
     seed_everything(recipe.seed + backend.rank)
     sources = load_sources(recipe, run_dir, backend)
+    if unsent := unsent_rows(recipe, sources):
+        raise ValueError("; ".join(unsent))
     loaded = _load(recipe, sources, checkpoint)
     seed_everything(
         recipe.seed + backend.rank
@@ -78,7 +80,7 @@ def assemble(
         metrics=Metrics(run_dir / "metrics.jsonl", recipe.report_to if backend.is_main else [], run_dir.name),
         sources=sources,
         console=Console(stderr=True, quiet=not backend.is_main),
-        remote=remote_engine(recipe, run_dir, loaded.model, loaded.family, backend),
+        remote=remote_engine(recipe, run_dir, loaded.model, loaded.processor, loaded.family, backend),
         features=None if recipe.shared_prefix == "off" else FeatureCache(recipe.feature_cache_bytes),
     )
 
@@ -127,8 +129,6 @@ def load_initial(context: Context, stage: Stage, into: Any = None) -> None:
     copy_weights(fresh.model, model)
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Copy the weights of a saved stage into the model, in place."""
 def whole_model(context: Context) -> Any:
     """The run's model; where it is in 4 bits, its adapters on the weights that those were made of."""
     if not is_quantized(context.model):
@@ -139,6 +139,8 @@ def whole_model(context: Context) -> Any:
     return whole
 
 
+def load_weights(model: Any, folder: Path) -> None:
+    """Copy the weights of a saved stage into the model, in place."""
     read_weights(model, folder)
 
 

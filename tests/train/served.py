@@ -1,4 +1,4 @@
-"""A GRPO run of a tiny native model whose completions come from a server."""
+"""A GRPO run of a tiny native model whose completions come from vLLM, and what two such runs are compared by."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def served_recipe(
             "rollout": {"engine": "vllm", "base_url": url, "max_wait": 20.0, **rollout},
         }
     )
+
+
+def told(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what the machine and the server went through."""
+    went = ("rollout/pushes", "rollout/retries", "rollout/restarts")
+    return [{k: v for k, v in line.items() if k not in went} for line in small.metrics(run)]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Metrics, completions and the final weights of two runs without evaluation."""
+    assert told(one) == told(other)
+    assert small.same_weights(one / "model", other / "model")
+    assert small.completions(one) == small.completions(other)

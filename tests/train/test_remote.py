@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from mmreason.schema import ModelConfig, Recipe, RolloutConfig
 from mmreason.train.distributed import Backend
 from mmreason.train.feed import Feed
 from mmreason.train.folder import differences
-from mmreason.train.remote import correction_of, remote_engine, remote_problems
+from mmreason.train.prepare import prepare
+from mmreason.train.remote import correction_of, remote_engine, remote_problems, unsent_rows
 from mmreason.types import MediumRef, Message, Part, Sample
+from mmreason.validate import validate
 from tests.rewards.build import group, sample, trajectory
 from tests.train import small
 from tests.train.pictures import write_pictures
@@ -38,7 +41,7 @@ def test_the_local_engine_has_no_problem_and_no_correction(tmp_path: Path):
     local = small.recipe(tmp_path)
     assert local.rollout.engine == "local"
     assert remote_problems(local) == [] and correction_of(local) is None
-    assert remote_engine(local, tmp_path, None, None, None) is None  # type: ignore[arg-type]
+    assert remote_engine(local, tmp_path, None, None, None, None) is None  # type: ignore[arg-type]
 
 
 def test_assembled_models_and_narrowed_sampling_are_refused_by_name(tmp_path: Path):
@@ -55,11 +58,42 @@ def test_assembled_models_and_narrowed_sampling_are_refused_by_name(tmp_path: Pa
     assert remote_problems(native) == []
 
 
+def test_films_are_refused_before_anything_is_loaded(tmp_path: Path):
+    turn = Message("user", (Part("video", medium=0), Part("text", text="?")))
+    film = Sample("prompts:3", "prompts", (turn,), (MediumRef("video", "3.mp4"),))
+    (problem,) = unsent_rows(recipe(tmp_path), {"prompts": [sample("1"), film, film], "warm": [film]})
+    assert problem.startswith("stages.grpo.data: 2 rows of prompts (the first is prompts:3) cannot be sent")
+    assert "places its frames and the text behind them elsewhere than transformers does" in problem
+    assert "use rollout.engine: local" in problem
+    assert unsent_rows(small.recipe(tmp_path), {"prompts": [film]}) == []
+    assert unsent_rows(recipe(tmp_path), {"prompts": [sample("1")]}) == []
+
+
+FILMS = r"2 rows of prompts .* cannot be sent with rollout.engine: vllm: got a video"
+
+
+def of_films(folder: Path, out: Path) -> Recipe:
+    source = {"world": "video", "count": 2, "seed": 2, "rationale": False}
+    model = {"model_name_or_path": str(folder)}
+    return recipe(out, model=model, data={"prompts": source}, eval={})
+
+
+def test_a_run_of_films_ends_before_it_begins(native_folder: Callable[[str], Path], tmp_path: Path):
+    with pytest.raises(ValueError, match=FILMS):
+        prepare(of_films(native_folder("qwen2_5_vl"), tmp_path / "run"), tmp_path / "run", None)
+
+
+@pytest.mark.slow
+def test_validate_says_so(native_folder: Callable[[str], Path], tmp_path: Path):
+    problems = validate(of_films(native_folder("qwen2_5_vl"), tmp_path / "run")).problems
+    assert [re.search(FILMS, problem) is not None for problem in problems] == [True]
+
+
 def test_a_loaded_assembled_model_is_refused_and_nobody_asked(assembled_folder: Path, tmp_path: Path):
     loaded = load_model(ModelConfig(model_name_or_path=str(assembled_folder)), texts=lambda: [], seed=0)
     backend = Backend(torch.device("cpu"))
     with pytest.raises(ValueError, match="rollout.engine: vLLM has no class for an assembled model"):
-        remote_engine(recipe(tmp_path), tmp_path, loaded.model, loaded.family, backend)
+        remote_engine(recipe(tmp_path), tmp_path, loaded.model, loaded.processor, loaded.family, backend)
 
 
 def test_a_native_model_needs_its_server_before_training(
@@ -69,9 +103,9 @@ def test_a_native_model_needs_its_server_before_training(
     loaded = load_model(ModelConfig(model_name_or_path=str(folder)), texts=lambda: [], seed=0)
     backend = Backend(torch.device("cpu"))
     with pytest.raises(ValueError, match="127.0.0.1:9/version: .*refused.*mmreason serve MODEL"):
-        remote_engine(recipe(tmp_path), tmp_path, loaded.model, loaded.family, backend)
+        remote_engine(recipe(tmp_path), tmp_path, loaded.model, loaded.processor, loaded.family, backend)
     only_sft = small.recipe(tmp_path, stages=[{**small.SFT, "replay": {}}], rollout=VLLM)
-    assert remote_engine(only_sft, tmp_path, loaded.model, loaded.family, backend) is None
+    assert remote_engine(only_sft, tmp_path, loaded.model, loaded.processor, loaded.family, backend) is None
 
 
 def test_the_recipes_correction_reaches_the_step(tmp_path: Path):
@@ -84,7 +118,12 @@ def test_the_recipes_correction_reaches_the_step(tmp_path: Path):
     ("keys", "message"),
     [
         ({"engine": "sglang"}, "'local' or 'vllm'"),
-        ({"mode": "colocate"}, "'server'"),
+        ({"mode": "ray"}, "'server' or 'colocate'"),
+        ({"mode": "colocate"}, "mode=colocate is one of engine vllm; take engine: vllm, or remove it"),
+        (
+            {"mode": "colocate", "engine": "vllm", "staleness": 1},
+            "mode colocate is this very process; take .* mode: server",
+        ),
         ({"base_url": "127.0.0.1:8000"}, "pattern"),
         ({"importance_sampling_mode": "clip"}, "token_truncate"),
         (

@@ -6,6 +6,8 @@ The server is `fake_vllm.Holder`, which samples from the weights it was given; v
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from pydantic import ValidationError
 
 from mmreason.model.save import copy_weights
 from mmreason.objective import correct, token_logprobs
-from mmreason.recipe import RecipeError, load_recipe
+from mmreason.recipe import RecipeError, dump_recipe, load_recipe
 from mmreason.schema import Recipe, RolloutConfig
 from mmreason.train import loop, step
 from mmreason.train.metrics import Metrics
@@ -30,7 +32,7 @@ from tests.rollout.fake_vllm import Holder
 from tests.rollout.vllm_prompts import loaded, tiny_served
 from tests.train import small
 from tests.train.pictures import break_picture, write_pictures
-from tests.train.served import served_recipe
+from tests.train.served import assert_same, served_recipe, told
 
 COMPLETE = "/v1/chat/completions"
 TWICE = {"beta": 0.0, "max_steps": 8, "save_steps": 3}  # each rollout is used twice
@@ -64,18 +66,6 @@ def recipe(server: Holder, rows: Path, folder: Path, tmp_path: Path) -> Make:
         return served_recipe(tmp_path / name, rows, folder, server.url, stage, staleness=1)
 
     return make
-
-
-def told(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the machine and the server went through."""
-    went = ("rollout/pushes", "rollout/retries", "rollout/restarts")
-    return [{k: v for k, v in line.items() if k not in went} for line in small.metrics(run)]
-
-
-def assert_same(one: Path, other: Path) -> None:
-    assert told(one) == told(other)
-    assert small.same_weights(one / "model", other / "model")
-    assert small.completions(one) == small.completions(other)
 
 
 def questions(server: Holder) -> int:
@@ -331,13 +321,35 @@ def test_a_process_ends_while_the_server_is_silent(server: Holder, folder: Path,
     assert (done.returncode, done.stdout.strip()) == (3, "asked"), done.stderr[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_ask_ahead_and_one_goes_on(server: Holder, recipe: Make, tmp_path: Path):
+    """Killed with the third rollout on its way, of which each rank's checkpoint holds a share."""
+    two = recipe("run", {**TWICE, "per_device_train_batch_size": 16})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(two))
+    command = [sys.executable, "-m", "mmreason.cli", "launch", str(path), "--nproc", "2"]
+    ranks = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 400.0
+    while not (tmp_path / "run" / "checkpoint-3").exists():
+        assert ranks.poll() is None and time.monotonic() < until, ranks.communicate()[1][-3000:]
+        time.sleep(0.02)
+    os.killpg(ranks.pid, signal.SIGKILL)
+    ranks.wait()
+    train(recipe("run", {**TWICE, "per_device_train_batch_size": 32}))
+    lines = small.metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert all(line["rows"] == 32 and line["groups"] == 4 for line in lines)
+    assert [line["rollout/staleness"] for line in lines] == [0, 1, 2, 3, 2, 3, 2, 3]
+
+
 # --- what cannot be
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"engine": "local"}, "engine local is this very process; take engine: vllm"),
+        ({"engine": "local"}, "engine local is this very process; take engine: vllm with mode: server"),
         ({"importance_sampling_mode": "none"}, "mode none would leave as it is; take token_truncate"),
         ({"staleness": 2}, "Input should be 0 or 1"),
     ],

@@ -23,25 +23,22 @@ import pytest
 import torch
 
 from mmreason.model.family import family_of
-from mmreason.objective import token_logprobs
 from mmreason.recipe import dump_recipe
 from mmreason.render import Renderer
-from mmreason.render.renderer import with_completion
 from mmreason.rollout import generate
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_requests import Prompt
 from mmreason.rollout.vllm_serve import find_python, on_cpu
 from mmreason.rollout.vllm_server import write_weights
 from mmreason.train.run import train
-from mmreason.types import Trajectory
-from tests.rollout.vllm_prompts import LOOK, engine, loaded, prompt, tiny_served
+from tests.rollout.vllm_prompts import LOOK, engine, heard, loaded, prompt, tiny_hearing, tiny_served
 from tests.train import small
 from tests.train.pictures import write_pictures
+from tests.train.scored import MISMATCH, mismatch, shaken
 from tests.train.served import served_recipe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 START = 400.0  # seconds that a server may take
-MISMATCH = 1e-3  # allowed in float32; measured 5e-6
 
 
 def python_of_vllm() -> Path:
@@ -124,37 +121,6 @@ def prompts(renderer: Renderer) -> list[Prompt]:
         prompt(renderer, 2, 1, LOOK * 40),
         prompt(renderer, 3, 3, LOOK * 30),
     ]
-
-
-def shaken(model: Any, seed: int) -> None:
-    """Other weights, far enough that another token is the likeliest almost everywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-
-@torch.no_grad()
-def scored(
-    model: Any, renderer: Renderer, of: Prompt, written: Trajectory, temperature: float
-) -> torch.Tensor:
-    """The trainer's log-probabilities of a completion, by the plain forward."""
-    row = with_completion(of.rendered, written.ids, written.sampled)
-    inputs = {"input_ids": row.ids[None], "mm_token_type_ids": row.token_types[None], **row.media}
-    logits = model.eval()(**inputs).logits[:, -len(written) - 1 : -1]
-    return token_logprobs(logits, row.ids[None, -len(written) :], renderer.placeholder_ids, temperature)[0][0]
-
-
-def mismatch(
-    model: Any, renderer: Renderer, given: list[Prompt], groups: list[list[Trajectory]], temperature: float
-) -> float:
-    worst = 0.0
-    for of, group in zip(given, groups, strict=True):
-        for written in group:
-            assert written.logprobs is not None
-            ours = scored(model, renderer, of, written, temperature)
-            worst = max(worst, float((ours - written.logprobs).abs().max()))
-    return worst
 
 
 def test_what_the_server_tells_is_what_the_trainer_scores(server: Server, model: Any, tmp_path: Path):
@@ -341,6 +307,34 @@ def test_two_ranks_share_a_server(server: Server, folder: Path, tmp_path: Path):
         line["rows"] == 32 and line["sampling/sampling_logp_difference/max"] <= MISMATCH for line in lines
     )
     assert sum(line["rollout/pushes"] for line in lines[::2]) == 2
+
+
+def test_sounds_are_sent_once_and_heard_alike(
+    tmp_path: Path,
+):
+    """A Qwen2-Audio, with the weights of every part replaced in between."""
+    folder = tiny_hearing(tmp_path / "hearing")
+    model = loaded(folder)
+    renderer = Renderer(model.processor)
+    given = [
+        heard(renderer, 0, 0),
+        heard(renderer, 1, 1),
+        heard(renderer, 2, 2),
+        heard(renderer, 3, 1, LOOK * 40),
+    ]
+    hearing = Server(folder, tmp_path / "server.log")
+    try:
+        hearing.wait()
+        rollout = engine(hearing.url, tmp_path / "weights", model.model, max_wait=60.0)
+        for version in range(2):
+            rollout.publish(model.model, version)
+            groups = rollout.complete(given, 8, SamplingParams(16, temperature=0.7), renderer)
+            assert len({tuple(t.ids.tolist()) for group in groups for t in group}) > 24
+            assert mismatch(model.model, renderer, given, groups, 0.7) <= MISMATCH
+            shaken(model.model, 40 + version)
+            assert mismatch(model.model, renderer, given, groups, 0.7) > 0.5
+    finally:
+        hearing.stop()
 
 
 def test_without_a_pause_new_weights_would_break_the_server(server: Server, model: Any, tmp_path: Path):
