@@ -5,29 +5,19 @@ The schema itself is `mmreason.schema`. Keys are closed: an unknown one is an er
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from yaml.nodes import MappingNode
 
-from mmreason.schema import GROUP_KEYS, STAGES, Recipe, SourceConfig, undivided, unresolved_names
-
-NOT_YET = {  # keys of other trainers' recipes that stand for what is not there
-    "tools": "this version has no tools for a model to call; remove the key",
-    "use_vllm": "here it is `rollout: {engine: vllm, base_url: ...}`, with `mmreason serve MODEL` beside the run",
-    "async": "here it is `rollout: {engine: vllm, staleness: 1}`",
-}
-MOST_MENDED = 50  # wrong keys that are left out at most
-KINDS: dict[type, str] = {
-    str: "text", bool: "true/false", int: "an integer", float: "a number", list: "a list", dict: "a mapping",
-    type(None): "null",
-}  # fmt: skip
+from mmreason.complaints import explain, kind_of, nearest
+from mmreason.mending import Mended, mend
+from mmreason.schema import Recipe, SourceConfig, undivided, unresolved_names
 
 
 class RecipeError(ValueError):
@@ -83,21 +73,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def build_recipe(raw: Any, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
     """The same from a mapping that is already in memory; `name` appears in the messages."""
     if not isinstance(raw, dict):
-        raise RecipeError(name, [f"a recipe is a mapping of keys; got {_kind(raw)}"])
+        raise RecipeError(name, [f"a recipe is a mapping of keys; got {kind_of(raw)}"])
     tree = json.loads(json.dumps(raw, default=str))  # a private copy; a date becomes text
     problems = [p for p in (_apply(tree, text) for text in overrides) if p]
     try:
         # JSON mode: strict about types (no "8" for 8, no true for 1) and still a list for a pair.
         recipe = Recipe.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        problems += _explain(error, tree)
-        if all(
-            e["loc"] for e in error.errors()
-        ):  # the check across keys did not run: run it on what there is
+        wrong = error.errors(include_url=False)
+        problems += explain(wrong, tree)
+        if all(e["loc"] for e in wrong):  # the check across keys did not run: run it on what there is
             problems += unresolved_names(tree)
-        problems += [
-            p for p in _undivided_groups(tree) if p not in problems
-        ]  # not reached where a type is wrong
+        hidden = [*_undivided_groups(tree), *mend(tree).hidden]  # not reached where a type is wrong
+        problems += [p for p in dict.fromkeys(hidden) if p not in problems]
         raise RecipeError(name, problems) from None
     if problems:
         raise RecipeError(name, problems)
@@ -122,36 +110,9 @@ def sources_of(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Sou
     return sources
 
 
-def mended_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | None:
-    """What a wrong recipe is without its wrong keys, so that all that they do not touch can be checked; None when
-    that is no recipe.
-    """
-    tree = _tree(path, overrides)
-    for stage in tree.get("stages", ()) if isinstance(tree.get("stages"), list) else ():
-        if isinstance(stage, dict) and stage.get("type") == "grpo" and undivided(stage):
-            for key in GROUP_KEYS:
-                stage.pop(key, None)
-    for _ in range(MOST_MENDED):
-        try:
-            return Recipe.model_validate_json(json.dumps(tree), strict=True)
-        except ValidationError as error:
-            if not _without(tree, error.errors()[0]):
-                return None
-    return None
-
-
-def _without(tree: dict[str, Any], error: Any) -> bool:
-    """Take the key that an error speaks of out of the tree; False where none is there, or a list needs its item."""
-    holder: Any = None
-    last: str | int = ""
-    here: Any = tree
-    for part in error["loc"]:
-        if isinstance(here, dict) and part in here or isinstance(here, list) and isinstance(part, int):
-            holder, last, here = here, part, here[part]
-    if error["type"] == "missing" or not isinstance(holder, dict):
-        return False
-    del holder[last]
-    return True
+def mended_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Mended:
+    """What a wrong recipe is without its wrong keys, so that all that they do not touch can be checked."""
+    return mend(_tree(path, overrides))
 
 
 def _tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -173,12 +134,6 @@ def _tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `load_recipe` of it gives an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest of `known`, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _missing_file(file: Path) -> str:
@@ -220,7 +175,7 @@ def _apply(tree: dict[str, Any], text: str) -> str | None:
                 here[part] = {}
             here = here[part]
         else:
-            return f"override {text!r}: {at} is {_kind(here)}, so it has no key {part!r}"
+            return f"override {text!r}: {at} is {kind_of(here)}, so it has no key {part!r}"
     return None
 
 
@@ -235,103 +190,3 @@ def _index(items: list[Any], part: str) -> int | None:
 def _item_names(items: list[Any]) -> str:
     names = [item["name"] for item in items if isinstance(item, dict) and isinstance(item.get("name"), str)]
     return f"{', '.join(names)} (or an index below {len(items)})" if names else f"indices below {len(items)}"
-
-
-# ---- messages --------------------------------------------------------------------------------------------------
-
-
-def _explain(error: ValidationError, tree: dict[str, Any]) -> list[str]:
-    """One line per wrong key. Errors of one key's alternatives (a list, or the word 'all') become one line."""
-    lines: dict[str, list[str]] = {}
-    for e in error.errors(include_url=False):
-        path, model = _locate(e["loc"], tree)
-        messages = lines.setdefault(path, [])
-        message = _message(e, path, model)
-        if message not in messages:
-            messages.append(message)
-    return [
-        f"{path}: {' or: '.join(messages)}" if path else " or: ".join(messages)
-        for path, messages in lines.items()
-    ]
-
-
-def _message(e: Any, path: str, model: type[BaseModel] | None) -> str:
-    kind, got = e["type"], e["input"]
-    if kind == "extra_forbidden" and path.rsplit(".", 1)[-1] in NOT_YET:
-        return NOT_YET[path.rsplit(".", 1)[-1]]
-    if kind == "extra_forbidden" and model is not None:
-        fields = list(model.model_fields)
-        return f"unknown key{nearest(path.rsplit('.', 1)[-1], fields)} (allowed: {', '.join(fields)})"
-    if kind == "missing":
-        return "this key is required"
-    if kind == "union_tag_not_found":
-        return f"a stage needs a type, one of {', '.join(STAGES)}"
-    if kind == "union_tag_invalid":
-        tag = str(e["ctx"]["tag"])
-        return f"no stage type {tag!r}{nearest(tag, STAGES)} (allowed: {', '.join(STAGES)})"
-    if kind == "value_error":
-        return str(e["ctx"]["error"])
-    message = (
-        e["msg"].removeprefix("Input ").replace("valid array", "list").replace("valid dictionary", "mapping")
-    )
-    hint = ""
-    if kind == "literal_error" and isinstance(got, str):
-        hint = nearest(got, re.findall(r"'([^']+)'", e["ctx"]["expected"]))
-    return f"{message}; got {json.dumps(got, default=str)[:200]} ({_kind(got)}){hint}"
-
-
-def _locate(loc: tuple[int | str, ...], tree: Any) -> tuple[str, type[BaseModel] | None]:
-    """The user's path of a pydantic location, and the model that holds its last key.
-
-    Pydantic puts union tags ('sft', 'list[str]') between real keys; what is not in the tree is such a tag, except
-    for the last element, which may be a missing key.
-    """
-    names: list[str] = []
-    model: type[BaseModel] | None = Recipe
-    holder, here, annotation = model, tree, Any
-    for i, part in enumerate(loc):
-        if isinstance(here, dict) and part in here:
-            holder, annotation = model, _annotation(model, str(part)) if model else _item(annotation)
-            names.append(str(part))
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-            holder, annotation = None, _item(annotation)
-            name = here.get("name") if isinstance(here, dict) else None
-            names.append(name if isinstance(name, str) else str(part))
-        elif i == len(loc) - 1 and model is not None and part in model.model_fields:
-            return ".".join([*names, str(part)]), model
-        else:
-            if part in STAGES:
-                model = STAGES[str(part)]
-            continue
-        model = _model(annotation, here)
-    return ".".join(names), holder
-
-
-def _annotation(model: type[BaseModel], key: str) -> Any:
-    return model.model_fields[key].annotation if key in model.model_fields else Any
-
-
-def _item(annotation: Any) -> Any:
-    """What a dict's values or a list's items are."""
-    for option in [annotation, *get_args(annotation)]:
-        if get_origin(option) in (dict, list, tuple):
-            return get_args(option)[-1]
-    return Any
-
-
-def _model(annotation: Any, value: Any) -> type[BaseModel] | None:
-    """The model class behind an annotation; of a stage, the one its type names. A mapping of models is none itself."""
-    if get_origin(annotation) is dict:
-        return None
-    if isinstance(value, dict) and "Stage" in str(annotation) and value.get("type") in STAGES:
-        return STAGES[value["type"]]
-    for option in [annotation, *get_args(annotation)]:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
-
-
-def _kind(value: Any) -> str:
-    return KINDS.get(type(value), type(value).__name__)

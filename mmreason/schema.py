@@ -447,7 +447,7 @@ def unresolved_names(tree: Any) -> list[str]:
     if not isinstance(tree.get("data"), dict) or not isinstance(tree.get("stages"), list):
         return []
     sources, before = tree["data"], list[str]()
-    problems = [f"data.{name}: {problem}" for name in sources if (problem := _no_file_name(name))]
+    problems = [f"data.{name}: {problem}" for name in sources if (problem := no_file_name(name))]
     if all(isinstance(stage, dict) and stage.get("branch") is True for stage in tree["stages"]):
         problems.append("stages: every stage is a branch; the final model is the end of one that is not")
     for stage in tree["stages"]:
@@ -456,7 +456,7 @@ def unresolved_names(tree: Any) -> list[str]:
         name = stage["name"]
         if name in before:
             problems.append(f"stages.{name}: a stage of this name comes before; stage names must differ")
-        if problem := _no_file_name(name):
+        if problem := no_file_name(name):
             problems.append(f"stages.{name}: {problem}")
         if name == "before":
             problems.append(
@@ -477,7 +477,8 @@ def unresolved_names(tree: Any) -> list[str]:
     return problems
 
 
-def _no_file_name(name: str) -> str | None:
+def no_file_name(name: str) -> str | None:
+    """Why a name of a stage or source is none of a file; None where it is one."""
     if re.fullmatch(r"[^./\\*?\[\x00-\x1f][^/\\*?\[\x00-\x1f]*", name):
         return None
     return f"{name!r} names files of the run; give a name without / \\ * ? [ that does not begin with a dot"

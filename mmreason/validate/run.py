@@ -38,8 +38,8 @@ def validate_file(path: str | Path, overrides: Sequence[str] = (), room: Room | 
         recipe = load_recipe(path, overrides)
     except RecipeError as error:
         mended = mended_recipe(path, overrides)
-        if mended is not None:
-            report = validate(mended, name=str(path), room=room)
+        if mended.recipe is not None:
+            report = validate(mended.recipe, name=str(path), room=room, model=mended.model)
             report.problems[:0] = error.problems
             report.notes.append("the wrong keys of the recipe were left out for all that follows them")
             return report
@@ -52,8 +52,11 @@ def validate_file(path: str | Path, overrides: Sequence[str] = (), room: Room | 
     return validate(recipe, name=str(path), room=room)
 
 
-def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None) -> Report:
-    """Check a recipe that parses: plugins, trackers, rows, media, template and token counts, rewards, memory."""
+def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None, model: bool = True) -> Report:
+    """Check a recipe that parses: plugins, trackers, rows, media, template and token counts, rewards, memory.
+
+    Without `model` the model in it is none, and what needs one is left out.
+    """
     report = Report(name)
     report.attempt(lambda: load_plugins(recipe.plugins))
     wrong = settings_problems(recipe)
@@ -69,7 +72,7 @@ def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None) 
                 check_rewards(stage, sources, report)
             if isinstance(stage, PretaskStage):
                 check_dense(stage, sources, report)
-        loaded = report.attempt(lambda: _load(recipe, sources))
+        loaded = report.attempt(lambda: _load(recipe, sources)) if model else None
         if loaded is None:
             report.notes.append("rendering and memory are checked once the model loads")
             return report
