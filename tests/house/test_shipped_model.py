@@ -12,7 +12,7 @@ from mmreason.model import load_model
 from mmreason.schema import ModelConfig
 
 MODELS = Path(__file__).parents[2] / "models"
-EVERY = pytest.mark.parametrize("name", ["mmreason-tiny", "mmreason-senses"])
+EVERY = pytest.mark.parametrize("name", ["mmreason-tiny"])
 
 
 @EVERY
@@ -39,11 +39,10 @@ def test_it_has_one_to_three_million_parameters_and_every_sense(name: str) -> No
     assert loaded.model.config.vision_config is not None and len(loaded.model.config.audio_configs) == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "world"), [("mmreason-tiny", "image"), ("mmreason-senses", "image"), ("mmreason-senses", "av")]
-)
+@pytest.mark.parametrize("world", ["image", "video", "audio", "av"])
+@EVERY
 def test_it_answers_held_out_primitives(name: str, world: str, tmp_path: Path) -> None:
-    """Far above chance (15 to 22%): a broken file, processor or template would not be."""
+    """Far above chance (15 to 36%): a broken file, processor or template would not be."""
     rows = make_world(world, tmp_path / "w", count=32, seed=990, split="test", kinds=["primitive"])
     seen = evaluate(str(MODELS / name), [str(rows)], max_completion_length=150)["overall"]
-    assert seen["format"] > 0.9 and seen["accuracy"] > 0.5
+    assert seen["format"] > 0.9 and seen["accuracy"] > 0.6

@@ -333,7 +333,7 @@ def test_the_command_exits_1_with_the_list_and_json(tmp_path: Path) -> None:
     assert subprocess.run(sound, capture_output=True, text=True).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["debug", "quickstart", "senses"])
+@pytest.mark.parametrize("name", ["debug", "quickstart"])
 def test_the_shipped_recipes_are_ready(name: str) -> None:
     path = ROOT / "recipes" / f"{name}.yaml"
     fewer = [f"data.{source}.count=24" for source in load_recipe(path).data]
