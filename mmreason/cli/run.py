@@ -101,9 +101,9 @@ def launch(
         if code < 0:
             # NCCL's watchdog ends a process that waits in vain, and so does a machine without memory left
             print(
-                f"mmreason: a process was ended by signal {-code}. Where it waited for another one (NCCL says timeout): "
-                "raise ddp_timeout, or look for the process that stopped first. Where memory ran out: mmreason validate "
-                "tells what to change. Started again, the run goes on from its newest checkpoint.",
+                f"mmreason: a process was ended by signal {-code}. Where it waited for another one (NCCL says "
+                "timeout): raise ddp_timeout, or look for the process that stopped first. Where memory ran out: "
+                "mmreason validate tells what to change. Started again, the run goes on from its newest checkpoint.",
                 file=sys.stderr,
             )
         raise typer.Exit(max(code, 1)) from None
