@@ -81,8 +81,8 @@ def _expected(kind: str, listed: str, asked: list[str]) -> list[str]:
     if kind in ("picture_find", "sounds_find", "events_find"):
         return [f"{t} {_where(entries, t)}" for t in asked]
     if kind in ("picture_count", "sounds_count"):
-        found = {t: _where(entries, t) for t in asked}
-        return [f"{t} {w} is {0 if w == 'none' else len(w.split())}" for t, w in found.items()]
+        counted = {t: _where(entries, t) for t in asked}
+        return [f"{t} {w} is {0 if w == 'none' else len(w.split())}" for t, w in counted.items()]
     if kind in ("picture_name", "sounds_name"):
         return [f"{place} {dict(entries)[place]}" for place in asked]
     if kind == "events_when":
