@@ -96,6 +96,11 @@ class FeatureCache:
             self._weights[encoder][len(held)] = known
         return known[1]
 
+    def clear(self) -> None:
+        """Forget all features."""
+        self._made.clear()
+        self.bytes = 0
+
     def forget(self, owner: str) -> None:
         """Drop all of an encoder's features."""
         for key in [key for key in self._made if key[0] == owner]:

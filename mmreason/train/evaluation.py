@@ -28,6 +28,7 @@ from mmreason.evaluate import (
     write_json,
     write_rows,
 )
+from mmreason.model.encode_once import begin_anew
 from mmreason.rollout.engine import engine
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import Recipe
@@ -92,6 +93,7 @@ def ablations_fit(context: Context) -> None:
 def _asked(context: Context, samples: Sequence[Sample], answer: Generate, name: str) -> list[EvalRow]:
     """The judged answers of all ranks, each to its share of the questions, in the questions' order."""
     mine = shard(samples, context.backend)
+    begin_anew(context.features)
     rows: list[EvalRow] = []
     with Progress(console=context.console, disable=not context.backend.is_main, transient=True) as bar:
         task = bar.add_task(f"evaluate ({name})", total=len(mine))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mmreason.model.encode_once import begin_anew
 from mmreason.schema import StageConfig
 from mmreason.train.context import Context, Method
 from mmreason.train.step import Trainer, train_step
@@ -53,6 +54,7 @@ def run_stage(
     `first_global` is the global number of the stage's step 0; `save(step, elapsed)` writes a checkpoint.
     """
     step, began, before = start, time.perf_counter(), elapsed
+    begin_anew(context.features)
     with _progress(context, stage) as (bar, task):
         while not budget.done(step, elapsed):
             progress = budget.progress(step, elapsed)
@@ -77,6 +79,7 @@ def run_stage(
             context.quarantine.check()  # by every rank at once: all of them know all rows
             if step % stage.save_steps == 0 and not budget.done(step, elapsed):
                 save(step, elapsed)
+                begin_anew(context.features)
     return step, elapsed
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmreason.model.encode_once import encoded_apart
 from mmreason.model.family import bare
 from mmreason.render import apart, question_places
 from mmreason.train.micro import Plan, Sharing, build, plan
@@ -53,14 +54,16 @@ def check_shared(
 
     Two learning rows or more are taken (of a group, its own), or one of several questions: with one alone nothing
     could leak between rows. The smallest are. Kinds that come later are compared when they come. The plain forward has
-    a row of its own for every question. Nothing of the run changes: no gradient is kept, no random number drawn.
+    a row of its own for every question. Nothing of the run changes: no gradient is kept, no random number drawn, no
+    feature remembered.
 
     Raises:
         ValueError: the two ways differ by more than rounding; names the first layer where they do, and its type.
     """
-    for kind, some in _candidates(rows, plans, trainer.checked).items():
-        _check(trainer, some, replace(objective, token_weights=None))
-        trainer.checked.add(kind)
+    with encoded_apart(trainer.model):
+        for kind, some in _candidates(rows, plans, trainer.checked).items():
+            _check(trainer, some, replace(objective, token_weights=None))
+            trainer.checked.add(kind)
 
 
 def _candidates(

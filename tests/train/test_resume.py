@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from mmreason.model.encode_once import _Once
+from mmreason.model.feature_cache import Made
 from mmreason.recipe import load_recipe
+from mmreason.train.metrics import Metrics
 from mmreason.train.run import train
 from tests.train import small
 from tests.train.killed import killed
@@ -78,8 +81,6 @@ def test_an_exception_is_resumed_like_a_kill(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same process goes on: nothing of the first try may linger in it."""
-    from mmreason.train.metrics import Metrics
-
     small.without_probe(monkeypatch)
     write = Metrics.write
 
@@ -94,6 +95,38 @@ def test_an_exception_is_resumed_like_a_kill(
         train(recipe)
     train(recipe)
     small.assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_frozen_encoders_resume_to_the_bit(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where features depend, as here much more than in truth, on how many pictures were encoded together."""
+    encoded, write = _Once._encoded, Metrics.write
+
+    def beside(self: _Once, call: Any, chosen: Any) -> list[Made]:
+        more = 1e-2 * len(chosen)
+        return [
+            Made(made.kind, {name: [x + more for x in parts] for name, parts in made.fields.items()})
+            for made in encoded(self, call, chosen)
+        ]
+
+    def failing(self: Metrics, step: int, *given: Any) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return write(self, step, *given)
+
+    small.without_probe(monkeypatch)
+    monkeypatch.setattr(_Once, "_encoded", beside)
+    shared = {"freeze": ["vision"], "max_steps": 4, "save_steps": 2}
+    chosen = {"sft": small.SFT, "grpo": small.GRPO | {"gate": {"name": "none"}}}[stage] | shared
+    train(small.recipe(tmp_path / "whole", stages=[chosen]))
+    recipe = small.recipe(tmp_path / "run", stages=[chosen])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metrics, "write", failing)
+        train(recipe)
+    train(recipe)
+    small.assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_lora_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
