@@ -46,22 +46,20 @@ def cost(run: Run) -> list[tuple[str, str, str]]:
     )
     learned, read = (sum(v for _, v in values(run.metrics, f"tokens/{k}")) for k in ("learned", "input"))
     last = max((line["step"] for line in run.metrics), default=0)
-    logged = (
-        ""
-        if len(run.metrics) == last
-        else f", in the {len(run.metrics):,} of {last:,} steps that were logged"
-    )
+    steps = plural(last, "step")
+    if len(run.metrics) != last:
+        steps = f"the {len(run.metrics):,} of {last:,} steps that were logged"
     device = machine.get("cuda") or f"{machine.get('cpu_count', '?')} CPU cores"
     versions = machine.get("packages") or {}
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
     return [
         ("Wall time", duration(total), parts or "the run has not finished"),
         ("Peak memory", size(peak), "PSS of the whole process tree"),
-        ("Tokens learned", count(learned), f"{count(read)} read in {plural(last, 'step')}{logged}"),
+        ("Tokens learned", count(learned), f"{count(read)} read in {steps}"),
         (
             "Machine",
             device,
-            f"{machine.get('torch_threads', '?')} torch threads; {stack}" if machine else "unknown",
+            f"{plural(machine.get('torch_threads') or 0, 'torch thread')}; {stack}" if machine else "unknown",
         ),
     ]
 
@@ -210,6 +208,6 @@ def _answers(run: Run, name: str) -> list[Finding]:
     ):
         for kind, delta in deltas.get(part, {}).items():
             if delta["high"] < 0:
-                title = f"{name}: {kind} {what} got worse"
+                title = f"{name}: {kind.replace('_', ' ')} {what} got worse"
                 out.append(Finding("bad", title, f"{interval(delta)} points against {parent}"))
     return out

@@ -11,7 +11,9 @@ import pytest
 
 from mmreason.data.media import MediaError, MediaLimits, decode, patience
 from mmreason.data.media.patience import Here
-from mmreason.types import DecodedMedium, MediumRef
+from mmreason.types import DecodedMedium, MediumRef, Sample
+from mmreason.validate.report import Report
+from mmreason.validate.rows import check_media
 from tests.data.clips import tone, wav
 
 LIMITS = MediaLimits(max_decode_seconds=0.3)
@@ -22,6 +24,14 @@ def running() -> int:
     """Threads that decode here."""
     gc.collect()
     return sum(thread.name == patience.THREAD for thread in threading.enumerate())
+
+
+def settled(threads: int) -> bool:
+    """Whether no more than so many are left soon: one that is not wanted any more ends by itself."""
+    ends = time.monotonic() + 10
+    while running() > threads and time.monotonic() < ends:
+        time.sleep(0.01)
+    return running() == threads
 
 
 def test_what_is_decoded_and_what_is_wrong_are_the_same() -> None:
@@ -52,22 +62,33 @@ def test_a_decoder_that_hangs_is_left_and_what_it_says_later_is_not_heard(
         return DecodedMedium(ref.kind, ref.path)
 
     monkeypatch.setattr(patience, "decode", slow)
-    here, began, threads = Here(LIMITS), time.monotonic(), running()
+    assert settled(0)  # those of other tests
+    here, began = Here(LIMITS), time.monotonic()
     with pytest.raises(MediaError, match=r"slow: not decoded after 0.3 s \(max_decode_seconds\): make it"):
         here.decode(MediumRef("audio", "slow"))
     assert 0.3 <= time.monotonic() - began < 10
     assert here.decode(MediumRef("audio", "a")).name == "a"
-    assert running() == threads + 2
+    assert running() == 2
     released.set()
     assert here.decode(MediumRef("audio", "b")).name == "b"
     with pytest.raises(MediaError, match="not decoded after"):
         here.decode(MediumRef("audio", "slow"))  # is not tried again
     del here
-    ends = time.monotonic() + 10
-    while running() > threads and time.monotonic() < ends:
-        time.sleep(0.01)
-    assert running() == threads
+    assert settled(0)
 
 
 def test_a_picture_in_time_is_no_hang() -> None:
     assert Here(replace(LIMITS, max_decode_seconds=86_400)).decode(WAVE).waveform is not None
+
+
+def test_validate_names_a_medium_on_which_its_decoder_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(ref: MediumRef, limits: MediaLimits) -> DecodedMedium:
+        return decode(ref, limits) if ref.path != "hangs.wav" else threading.Event().wait(60)  # type: ignore[return-value]
+
+    monkeypatch.setattr(patience, "decode", hangs)
+    hung = replace(WAVE, path="hangs.wav")
+    rows = [Sample(f"mine:{i}", "mine", (), (ref,)) for i, ref in enumerate((WAVE, hung, WAVE, hung))]
+    report = Report("recipe")
+    looked = check_media("mine", rows, LIMITS, report)
+    assert looked.unusable == {"mine:1", "mine:3"} and len(report.problems) == 2
+    assert report.problems[0].startswith("data.mine, row mine:1: hangs.wav: not decoded after 0.3 s")

@@ -143,6 +143,10 @@ def test_first_screen_of_a_good_run(good):
     values = {name: value for name, value, _ in cost(run)}
     assert values["Wall time"] == "10\u00a0min\u00a011\u00a0s" and values["Peak memory"] == "2.31 GB"
     assert values["Machine"] == "2 CPU cores"
+    details = {name: detail for name, _, detail in cost(run)}
+    assert details["Machine"].startswith("2 torch threads; ") and details["Tokens learned"].endswith("in 120 steps")
+    some = cost(replace(run, metrics=run.metrics[9::10]))
+    assert some[2][2].endswith("in the 12 of 120 steps that were logged")
 
 
 def test_difference_to_the_rival_has_the_sign_of_the_main_line(good):
@@ -157,7 +161,7 @@ def test_everything_wrong_is_named(trouble):
     found = " | ".join(f"{f.title}: {f.detail}" for f in findings(run))
     for words in (
         "1 row in quarantine", "truncated picture", "sft: 1 step skipped", "completions cut off", "grpo: hedging on",
-        "multi_choice answers got worse", "2 values of user rewards lost", "3 held-out answers cut off",
+        "multi choice answers got worse", "2 values of user rewards lost", "3 held-out answers cut off",
     ):  # fmt: skip
         assert words in found, words
     assert "Nothing." not in trouble[1]
