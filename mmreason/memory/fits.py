@@ -29,7 +29,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "Qwen2.5-VL-3B": (2048, 36, 16, 2, 11008, 151936, True),
     "Qwen2.5-VL-7B": (3584, 28, 28, 4, 18944, 152064, False),
 }
-DEPTH = 32  # blocks of the vision tower; of which it is enough to go through REHEARSED, since it keeps nothing
+DEPTH = 32  # blocks of the vision tower; to go through REHEARSED is enough, since it keeps nothing
 REHEARSED = 2
 WAYS: dict[str, dict[str, Any]] = {
     "LoRA": {"model": {"use_peft": True}},
@@ -210,7 +210,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Print both tables as they stand in docs/scale.md."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--frames", nargs="+", type=int, default=[16, 128])
+    parser.add_argument("--frames", nargs="+", type=int, default=[16, 128, 256])
     parser.add_argument("--group", nargs="+", type=int, default=[8])
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--memory-gb", type=float, default=80.0)
@@ -229,7 +229,7 @@ def main(given: Sequence[str] | None = None) -> None:
     print(f"\n| model | trained | G | GPUs | longest prompt in {args.memory_gb:g} GB, tokens |")
     print("|---|---|---|---|---|")
     for names, told in found.items():
-        tokens = longest(told[0], told[-1], int(room)) if len(told) > 1 else 0
+        tokens = longest(told[-2], told[-1], int(room)) if len(told) > 1 else 0
         if tokens > 0:
             print(f"| {' | '.join(map(str, names))} | {tokens:,} |")
 
