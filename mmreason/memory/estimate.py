@@ -142,9 +142,7 @@ def estimate(
     if on_cpu:
         moments["start"] = weights * (3 if reference else 2)
     if evaluated is not None:
-        params = SamplingParams(recipe.eval.max_completion_length, greedy=True)
-        rolled, _ = rollout_peak(stand, recipe, evaluated, recipe.eval.batch_size, 1, params)
-        moments["evaluation"] = rolled - spared + features + inside
+        moments["evaluation"] = _evaluation(stand, recipe, evaluated) - spared + features + inside
     return Memory(
         weights=share.weights,
         gradients=share.gradients,
@@ -158,6 +156,13 @@ def estimate(
         moments={name: n + (kept if on_cpu else 0) for name, n in moments.items() if n},
         offloaded=share.offloaded + peaks.offloaded,
     )
+
+
+def _evaluation(stand: Stand, recipe: Recipe, evaluated: Rendered) -> int:
+    """Bytes at the peak of a batch of evaluated prompts, all as long as the longest."""
+    params = SamplingParams(recipe.eval.max_completion_length, greedy=True)
+    rolled, _ = rollout_peak(stand, recipe, evaluated, recipe.eval.batch_size, 1, params)
+    return rolled
 
 
 @dataclass(frozen=True)

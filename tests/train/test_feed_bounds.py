@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmreason.data.media import MediaLimits, patience
 from mmreason.render import recent
 from mmreason.render.recent import RecentMedia
 from mmreason.train import feed as feeds
@@ -37,9 +38,9 @@ def test_the_feed_keeps_the_latest_media(tmp_path: Path, monkeypatch: pytest.Mon
         decoded.append(ref.path)
         return medium(ref.path)
 
-    monkeypatch.setattr(feeds, "decode", decode)
+    monkeypatch.setattr(patience, "decode", decode)
     monkeypatch.setattr(feeds, "MEDIA_BYTES", 700)
-    feed = Feed(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), stop=True)  # type: ignore[arg-type]
+    feed = Feed(SimpleNamespace(), MediaLimits(), SimpleNamespace(), stop=True)  # type: ignore[arg-type]
     for path in "abacab":
         feed._decoded(MediumRef("image", path))
     assert "".join(decoded) == "abcb"  # a was asked for again each time before it was the oldest
