@@ -144,7 +144,9 @@ def test_first_screen_of_a_good_run(good):
     assert values["Wall time"] == "10\u00a0min\u00a011\u00a0s" and values["Peak memory"] == "2.31 GB"
     assert values["Machine"] == "2 CPU cores"
     details = {name: detail for name, _, detail in cost(run)}
-    assert details["Machine"].startswith("2 torch threads; ") and details["Tokens learned"].endswith("in 120 steps")
+    assert details["Machine"].startswith("2 torch threads; ") and details["Tokens learned"].endswith(
+        "in 120 steps"
+    )
     some = cost(replace(run, metrics=run.metrics[9::10]))
     assert some[2][2].endswith("in the 12 of 120 steps that were logged")
 

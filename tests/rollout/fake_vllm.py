@@ -72,7 +72,9 @@ class Fake:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = False  # `close` waits for what is being answered: torch must not outlive Python
+        self.server.daemon_threads = (
+            False  # `close` waits for what is being answered: torch must not outlive Python
+        )
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
