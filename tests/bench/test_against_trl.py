@@ -11,20 +11,8 @@ import pytest
 import torch
 
 from mmreason.bench import Shape
+from tests.bench.shapes import SMALL
 from tests.benchmarks import against_trl
-
-SMALL = Shape(
-    hidden=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    intermediate=96,
-    vision_depth=2,
-    vision_hidden=32,
-    image_tokens=64,
-    new_tokens=12,
-    group=4,
-)
 
 
 @pytest.fixture

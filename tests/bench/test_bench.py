@@ -15,20 +15,8 @@ from mmreason.bench import saved as memories
 from mmreason.bench.measure import LinearFlops, Times, compared, interleaved, kept_for_backward, log_uniform
 from mmreason.bench.steps import prepared
 from mmreason.bench.work import context_of, grpo_recipe, picture, workplace
+from tests.bench.shapes import SMALL
 from tests.house.test_cli import mmreason
-
-SMALL = Shape(
-    hidden=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    intermediate=96,
-    vision_depth=2,
-    vision_hidden=32,
-    image_tokens=64,
-    new_tokens=12,
-    group=4,
-)
 
 
 @pytest.fixture(scope="module", autouse=True)

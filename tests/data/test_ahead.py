@@ -22,32 +22,26 @@ from mmreason.types import DecodedMedium, MediumRef
 from tests.data.clips import mp4, tone, wav
 
 LIMITS = MediaLimits(max_pixels=4096)
-KILLER = "killer.png"
-# A reader that a file of this name brings down, as a codec's fault would.
-BRITTLE = f"""
-import os, pickle, signal, sys; sys.path[:] = pickle.load(sys.stdin.buffer)
+KILLER, SLEEPER = "killer.png", "sleeper.png"
+
+
+def _reader(name: str, befalls: str) -> str:
+    """The code of a reader to which something befalls at a file of this name; it writes down what it tried."""
+    return f"""
+import os, pickle, signal, sys, time; sys.path[:] = pickle.load(sys.stdin.buffer)
 from mmreason.data.media import worker
 sound = worker.decode
-def brittle(ref, limits):
+def faulty(ref, limits):
     with open(os.path.join(ref.root, "tried.txt"), "a") as file:
         file.write(ref.path + chr(10))
-    return os.kill(os.getpid(), signal.SIGSEGV) if ref.path == "{KILLER}" else sound(ref, limits)
-worker.decode = brittle
+    return {befalls} if ref.path == "{name}" else sound(ref, limits)
+worker.decode = faulty
 worker.serve()
 """
-SLEEPER = "sleeper.png"
-# A reader that never comes back from a file of this name, as a decoder that hangs would.
-SLEEPY = f"""
-import os, pickle, sys, time; sys.path[:] = pickle.load(sys.stdin.buffer)
-from mmreason.data.media import worker
-sound = worker.decode
-def sleepy(ref, limits):
-    with open(os.path.join(ref.root, "tried.txt"), "a") as file:
-        file.write(ref.path + chr(10))
-    return time.sleep(600) if ref.path == "{SLEEPER}" else sound(ref, limits)
-worker.decode = sleepy
-worker.serve()
-"""
+
+
+BRITTLE = _reader(KILLER, "os.kill(os.getpid(), signal.SIGSEGV)")  # as a codec's fault would
+SLEEPY = _reader(SLEEPER, "time.sleep(600)")  # as a decoder that hangs would
 
 
 @pytest.fixture
