@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmreason.complaints import explain
-from mmreason.schema import GROUP_KEYS, STAGES, Recipe, no_file_name, undivided
+from mmreason.names import no_file_name
+from mmreason.schema import GROUP_KEYS, STAGES, Recipe, undivided
 
 ROUNDS = 20  # what is left out may bring more to light, so often at most
 STAND_INS = {"output_dir": "runs/unnamed", "data": {}, "model": {"model_name_or_path": "unknown"}}

@@ -17,7 +17,8 @@ from yaml.nodes import MappingNode
 
 from mmreason.complaints import explain, kind_of, nearest
 from mmreason.mending import Mended, mend
-from mmreason.schema import Recipe, SourceConfig, undivided, unresolved_names
+from mmreason.names import unresolved_names
+from mmreason.schema import Recipe, SourceConfig, undivided
 
 
 class RecipeError(ValueError):
