@@ -7,15 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmreason.data.loader import collate
 from mmreason.model.family import forward_inputs
 from mmreason.model.load import Loaded
+from mmreason.model.parts import add_lora
 from mmreason.model.shared_attention import attention_of
 from mmreason.model.shared_forward import head_of, hidden_states
 from mmreason.model.shared_rows import Packed, Shared, beginning, pack_rows
 from mmreason.objective import hidden_logprobs, sft_sample, token_logprobs
 from mmreason.render import with_completion
+from mmreason.schema import ModelConfig
 from mmreason.types import Rendered
 
 CPU = torch.device("cpu")
@@ -112,3 +115,14 @@ def apart(one: Scores, other: Scores) -> tuple[float, float, str]:
 def moved(packed: Packed, positions: torch.Tensor) -> Packed:
     """The same at other positions."""
     return replace(packed, positions=positions)
+
+
+def with_adapters(loaded: Loaded) -> Loaded:
+    """The model in training with LoRA adapters that already do something."""
+    config = ModelConfig(model_name_or_path="unused", use_peft=True, lora_r=4)
+    learner = add_lora(loaded.model, loaded.family, config)
+    for name, parameter in learner.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    learner.train()
+    return replace(loaded, model=learner)

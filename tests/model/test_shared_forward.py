@@ -17,14 +17,13 @@ from torch import nn
 
 from mmreason.data.media import decode, limits_of
 from mmreason.model.load import Loaded, gradient_checkpointing, load_model
-from mmreason.model.parts import add_lora
 from mmreason.model.shared_fit import Unfit, untrainable
 from mmreason.model.shared_rows import beginning
 from mmreason.render import Renderer
 from mmreason.schema import ModelConfig
 from mmreason.types import MediumRef, Message, Part, Rendered, Sample
 from tests.data.clips import mp4
-from tests.model.groups import apart, packed_of, plain, rows_of, shared
+from tests.model.groups import apart, packed_of, plain, rows_of, shared, with_adapters
 from tests.rollout.mixes import ALL, SENSES, model_of, prompts_of
 from tests.tiny import QWEN3, TEXTS, tiny_model_config
 
@@ -90,16 +89,10 @@ def test_sliding_windows_count_logical_distance(llm: str, window: int) -> None:
 def test_recomputed_activations_and_adapters(kind: str, native_folder: Folder) -> None:
     loaded = model_of(kind, native_folder)
     groups = groups_of(loaded, SENSES[kind][:3])
-    config = ModelConfig(model_name_or_path="unused", use_peft=True, lora_r=4)
-    learner = add_lora(loaded.model, loaded.family, config)
-    for name, parameter in learner.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    adapted = replace(loaded, model=learner)
-    learner.train()
+    adapted = with_adapters(loaded)
     assert_equal(adapted, groups)
-    gradient_checkpointing(learner, True)
-    learner.enable_input_require_grads()
+    gradient_checkpointing(adapted.model, True)
+    adapted.model.enable_input_require_grads()
     assert_equal(adapted, groups)
 
 

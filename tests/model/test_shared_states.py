@@ -13,15 +13,13 @@ from torch import nn
 
 from mmreason.model import shared_states
 from mmreason.model.load import Loaded, gradient_checkpointing, load_model
-from mmreason.model.parts import add_lora
 from mmreason.model.shared_attention import Layout, Span, attention_of
 from mmreason.model.shared_fit import needs_side_by_side, unpackable, untrainable
 from mmreason.model.shared_states import State, joined
-from mmreason.schema import ModelConfig
 from mmreason.train.micro import Sharing
 from mmreason.train.step import Objective
 from mmreason.types import Rendered
-from tests.model.groups import apart, plain, rows_of, shared
+from tests.model.groups import apart, plain, rows_of, shared, with_adapters
 from tests.model.test_shared_forward import GRADIENTS, VALUES, behind, groups_of
 from tests.rollout.mixes import prompts_of
 from tests.rollout.test_ends import HYBRIDS
@@ -121,17 +119,11 @@ def test_layers_that_take_no_state_have_a_name(loaded: Loaded, monkeypatch: pyte
 
 def test_adapters_and_recomputed_activations(loaded: Loaded) -> None:
     groups = groups_of(loaded, ("i", ""))
-    config = ModelConfig(model_name_or_path="unused", use_peft=True, lora_r=4)
-    learner = add_lora(loaded.model, loaded.family, config)
-    for name, parameter in learner.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    adapted = replace(loaded, model=learner)
-    learner.train()
+    adapted = with_adapters(loaded)
     kept = shared(adapted, groups)
     assert_equal(adapted, groups)
-    gradient_checkpointing(learner, True)
-    learner.enable_input_require_grads()
+    gradient_checkpointing(adapted.model, True)
+    adapted.model.enable_input_require_grads()
     assert_equal(adapted, groups)
     values, gradient, _ = apart(kept, shared(adapted, groups))
     assert values == 0.0 and gradient <= 1e-6
