@@ -226,12 +226,8 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
     return thread
 
 
-def test_a_run_goes_on_over_the_servers_death(
-    server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Killed after the second step and started again: every step is there once, each from the weights of its moment."""
-    small.without_probe(monkeypatch)
-    out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
+def replaced_after_two_steps(server: Server, out: Path) -> threading.Thread:
+    """Kills the server once the run in `out` has logged two steps, and starts it again."""
 
     def written() -> bool:
         path = out / "metrics.jsonl"
@@ -241,7 +237,16 @@ def test_a_run_goes_on_over_the_servers_death(
         server.kill()
         server.start()
 
-    killer = when(written, replace_server)
+    return when(written, replace_server)
+
+
+def test_a_run_goes_on_over_the_servers_death(
+    server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed after the second step and started again: every step is there once, each from the weights of its moment."""
+    small.without_probe(monkeypatch)
+    out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
+    killer = replaced_after_two_steps(server, out)
     train(served_recipe(out, rows, folder, server.url, max_wait=START))
     killer.join(timeout=10)
     server.wait()
@@ -265,16 +270,7 @@ def test_a_run_that_asks_ahead_goes_on_over_the_servers_death(
     small.without_probe(monkeypatch)
     server.wait()
     out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
-
-    def written() -> bool:
-        path = out / "metrics.jsonl"
-        return path.is_file() and path.read_text().count("\n") >= 2
-
-    def replace_server() -> None:
-        server.kill()
-        server.start()
-
-    killer = when(written, replace_server)
+    killer = replaced_after_two_steps(server, out)
     train(served_recipe(out, rows, folder, server.url, {"num_iterations": 1}, max_wait=START, staleness=1))
     killer.join(timeout=10)
     server.wait()
