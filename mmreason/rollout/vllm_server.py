@@ -12,9 +12,10 @@ from mmreason.model.family import bare
 from mmreason.model.parts import merge_lora
 from mmreason.model.save import quiet, replace_folder
 from mmreason.rollout.vllm_client import SERVE, VERSION, Client, Refused, Unreachable
+from mmreason.rollout.vllm_plugin.mmreason_vllm_worker import NUMBERS
 
 LOGPROBS = "processed_logprobs"  # after temperature and ban, as the trainer takes them
-COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+COMPARED = ("model_type", *NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def look(client: Client, model: Any) -> Facts:
     workers = client.rpc("mmreason_facts")
     config = bare(model).config
     ours = {"model_type": config.model_type} | {
-        name: getattr(config.get_text_config(decoder=True), name) for name in COMPARED[1:]
+        name: getattr(config.get_text_config(decoder=True), name, None) for name in NUMBERS
     }
     for worker in workers:
         wrong = [

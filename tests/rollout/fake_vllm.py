@@ -25,6 +25,8 @@ from tests.rollout.vllm_prompts import SHAPE
 
 FACTS = {"model_type": "qwen2_5_vl", "hidden_size": SHAPE.hidden, "num_hidden_layers": SHAPE.layers}
 FACTS |= {"vocab_size": SHAPE.vocabulary, "logprobs_mode": "processed_logprobs"}
+FACTS |= {"num_attention_heads": SHAPE.heads, "num_key_value_heads": SHAPE.kv_heads}
+FACTS |= {"intermediate_size": SHAPE.intermediate}
 
 
 class Fake:

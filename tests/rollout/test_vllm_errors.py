@@ -127,6 +127,7 @@ def test_wrong_answers_are_named(fake: Fake, ask: Ask, path: str, said: Any, mes
     ("facts", "message"),
     [
         ({"num_hidden_layers": 28}, r"serves another model: num_hidden_layers 28 \(the run's: 2\)"),
+        ({"num_key_value_heads": 7}, r"serves another model: num_key_value_heads 7 \(the run's: \d+\)"),
         ({"model_type": "qwen3_vl"}, r"serves another model: model_type qwen3_vl \(the run's: qwen2_5_vl\)"),
         (
             {"logprobs_mode": "raw_logprobs"},

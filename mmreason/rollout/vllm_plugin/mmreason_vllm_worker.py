@@ -11,6 +11,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+# numbers of the language model that must be those of the run's
+NUMBERS = (
+    *("hidden_size", "num_hidden_layers", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads", "intermediate_size"),
+)
+
 
 class Weights:
     """Methods of a worker: load weights under a stamp, and tell what is loaded."""
@@ -38,9 +44,7 @@ class Weights:
             **stamp,
             "instance": self._mmreason_instance,
             "model_type": model.hf_config.model_type,
-            "hidden_size": text.hidden_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "vocab_size": text.vocab_size,
+            **{name: getattr(text, name, None) for name in NUMBERS},
             "dtype": str(model.dtype).removeprefix("torch."),
             "logprobs_mode": str(getattr(model.logprobs_mode, "value", model.logprobs_mode)),
             "max_model_len": model.max_model_len,
