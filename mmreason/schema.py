@@ -170,6 +170,8 @@ class RolloutConfig(Closed):
     engine: Literal["local", "vllm"] = "local"
     max_rows: PositiveInt = 256
     kv_cache_memory_bytes: PositiveInt | None = None  # of keys and values at once; None: what max_rows need
+    # under ZeRO-3: gather all weights once for a rollout, or each module's as it runs; auto: all where they fit
+    gather: Literal["auto", "whole", "modules"] = "auto"
     # of engine vllm:
     mode: Literal["server", "colocate"] = "server"  # colocate: in this very process
     base_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/]+/?$")

@@ -74,6 +74,8 @@ def _changes(recipe: Recipe, stage: StageConfig, processes: int) -> Iterator[tup
         yield of_stage(max_completion_length=max(1, stage.max_completion_length // 2))
         if stage.num_generations % 2 == 0 and stage.num_generations > 2:
             yield of_stage(num_generations=stage.num_generations // 2)
+        if gathers(recipe) and recipe.rollout.gather != "modules" and recipe.rollout.engine == "local":
+            yield of_recipe("rollout", "gather", "modules")
         yield of_recipe("rollout", "max_rows", max(1, recipe.rollout.max_rows // 2))
     if recipe.eval.batch_size > 1 and stage.evaluate:
         yield of_recipe("eval", "batch_size", recipe.eval.batch_size // 2)

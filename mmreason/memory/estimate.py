@@ -25,7 +25,7 @@ from mmreason.render.recent import KEPT_BYTES
 from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_inside import KV_BYTES
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, StageConfig
-from mmreason.train.deepspeed_config import gathers
+from mmreason.train.deepspeed_config import by_modules, gathers
 from mmreason.train.feed import CACHE_BYTES, size
 from mmreason.types import Rendered
 
@@ -138,7 +138,7 @@ def estimate(
     if peaks.check:
         moments["check"] = share.weights + reference + features + inside + peaks.check
     if grpo is not None:
-        moments["rollout"] = share.whole + held + peaks.rollout
+        moments["rollout"] = (share.weights if by_modules(recipe) else share.whole) + held + peaks.rollout
     if on_cpu:
         moments["start"] = weights * (3 if reference else 2)
     if evaluated is not None:
@@ -209,7 +209,8 @@ def rehearse(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, sp
             max_rows=recipe.rollout.max_rows,
             kv_bytes=recipe.rollout.kv_cache_memory_bytes,
         )
-        rolled, kept = rollout_peak(stand, recipe, rows.longest, prompts, grpo.num_generations, params)
+        asked = (rows.longest, prompts, grpo.num_generations, params)
+        rolled, kept = rollout_peak(stand, recipe, *asked, apart=by_modules(recipe))
     return Peaks(training, check, max(rolled - weights, 0), kept, away)
 
 

@@ -144,10 +144,20 @@ def training_peak(
 
 @torch.no_grad()
 def rollout_peak(
-    stand: Stand, recipe: Recipe, prompt: Rendered, prompts: int, count: int, params: SamplingParams
+    stand: Stand,
+    recipe: Recipe,
+    prompt: Rendered,
+    prompts: int,
+    count: int,
+    params: SamplingParams,
+    *,
+    apart: bool = False,
 ) -> tuple[int, int]:
-    """Bytes of a rollout's largest moment, the weights among them; and those of its keys and values."""
-    shared = recipe.shared_prefix != "off" and unshareable(stand.model) is None
+    """Bytes of a rollout's largest moment, the weights among them; and those of its keys and values.
+
+    `apart`: each module's weights are gathered as it runs, which no prompt is shared under.
+    """
+    shared = recipe.shared_prefix != "off" and not apart and unshareable(stand.model) is None
     batches: list[list[Share]] = []
 
     def take(batch: list[Share]) -> None:

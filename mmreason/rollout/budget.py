@@ -114,6 +114,20 @@ def in_batches(
         )
 
 
+def fixed_batches(
+    model: Any, lengths: Sequence[int], count: int, params: SamplingParams
+) -> list[list[Share]]:
+    """The batches of `in_batches` where every row holds its own prompt; no memory is looked at or run out of."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    left = [Share(i, 0, count) for i in order]
+    most = None if params.kv_bytes is None else (params.kv_bytes, kept_by(model))
+    batches = []
+    while left:
+        batch, left = _first(left, lengths, params, most, shared=False)
+        batches.append(batch)
+    return batches
+
+
 def held(
     kept: Kept, batch: Sequence[Share], lengths: Sequence[int], params: SamplingParams, shared: bool
 ) -> int:

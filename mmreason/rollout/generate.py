@@ -45,7 +45,7 @@ def generate(
     def decode(batch: list[Share]) -> None:
         rows = list(rows_of(batch))
         chosen = torch.stack([seeds[i, n] for i, n in rows])
-        completed = _decode_rows(model, family, renderer, [prompts[i] for i, _ in rows], params, chosen)
+        completed = decode_rows(model, family, renderer, [prompts[i] for i, _ in rows], params, chosen)
         done.update(zip(rows, completed, strict=True))
 
     with out_of_training(model):
@@ -54,14 +54,21 @@ def generate(
 
 
 @torch.no_grad()
-def _decode_rows(
+def decode_rows(
     model: Any,
     family: Family,
     renderer: Renderer,
     rows: Sequence[Rendered],
     params: SamplingParams,
     seeds: torch.Tensor,
+    *,
+    idle: int = 0,
+    in_step: bool = False,
 ) -> list[Trajectory]:
+    """One completion for each row (`seeds` int64 [R]) but the last `idle` ones, which end with their first token.
+
+    `in_step`: all ranks call this together, and each goes on until the last one's rows have ended.
+    """
     device = next(model.parameters()).device
     ids, mask, token_types = left_pad(rows, renderer.pad_id)
     inputs = media_inputs(family, concat_media(rows), token_types)
@@ -81,11 +88,13 @@ def _decode_rows(
         no_repeat_ngram_size=0,
         do_sample=False,
         logits_processor=[] if drawing is None else [drawing],
-        stopping_criteria=[_Stops(stop, ids.shape[1])] if params.stop else [],
+        stopping_criteria=[_Stops(stop, ids.shape[1])] * bool(params.stop) + [_Idle(idle)] * bool(idle),
+        synced_gpus=in_step,
     )
     completions = out[:, ids.shape[1] :].cpu()
     known = [None] * len(rows) if drawing is None else torch.stack(drawing.logprobs, dim=1).cpu()
-    return [trajectory(row, renderer, stop, line) for row, line in zip(completions, known, strict=True)]
+    lines = list(zip(completions, known, strict=True))[: len(rows) - idle]
+    return [trajectory(row, renderer, stop, line) for row, line in lines]
 
 
 class _Draw(LogitsProcessor):
@@ -111,6 +120,16 @@ class _Stops(StoppingCriteria):
         rows = input_ids[:, self.width :].tolist()
         ended = [self.stop.end(row, len(row) - 1) is not None for row in rows]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+class _Idle(StoppingCriteria):
+    """Ends the last `count` rows at once."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.arange(len(input_ids), device=input_ids.device) >= len(input_ids) - self.count
 
 
 def trajectory(

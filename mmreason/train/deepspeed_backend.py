@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -75,6 +76,7 @@ class DeepSpeedBackend(Ranks):
 
     lockstep = True
     _called: _Called | None = None
+    _gathered = False  # all parameters are there, in `whole`
 
     def __init__(self, config: DeepSpeedConfig, wait: float = WAIT) -> None:
         super().__init__(wait)
@@ -138,7 +140,34 @@ class DeepSpeedBackend(Ranks):
             stack.enter_context(gathered)
             stack.callback(_hook_again, offload)
             _unhook(offload)
+            self._gathered = True
+            stack.callback(setattr, self, "_gathered", False)
             yield
+
+    def apart(self) -> bool:
+        return self._called is not None and self.config.stage == 3 and not self._gathered
+
+    @contextmanager
+    def in_pieces(self) -> Iterator[None]:
+        coordinator = self.engine.optimizer.parameter_offload.get_param_coordinator()
+        _forget_trace(coordinator)  # so that nothing of what runs now is recorded as a part of a step
+        yield
+        _forget_trace(coordinator)
+
+    def room_for_all(self) -> bool:
+        assert self._called is not None
+        parameters: Any = self._called.module.parameters()
+        needed = sum(p.ds_numel * p.element_size() for p in parameters)
+        return 1.5 * needed < self._free()
+
+    def _free(self) -> int:
+        """Bytes that this rank can still take."""
+        if self.device.type != "cuda":
+            return psutil.virtual_memory().available // int(
+                os.environ.get("LOCAL_WORLD_SIZE", self.world_size)
+            )
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + unused
 
     def release(self) -> None:
         if self._called is None:
@@ -197,7 +226,10 @@ def _unhook(offload: Any) -> None:
 
 
 def _hook_again(offload: Any) -> None:
-    coordinator = offload.get_param_coordinator()
-    if not coordinator.is_invalid_trace():
-        coordinator._invalidate_trace()  # what ran meanwhile was not in it
+    _forget_trace(offload.get_param_coordinator())  # what ran meanwhile was not in it
     offload._register_deepspeed_module(offload.module)
+
+
+def _forget_trace(coordinator: Any) -> None:
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()

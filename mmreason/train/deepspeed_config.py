@@ -72,12 +72,10 @@ def read(recipe: Recipe) -> DeepSpeedConfig | None:
     Raises:
         ValueError: what the key asks for cannot work; names every reason.
     """
-    if recipe.deepspeed is None:
-        return None
     problems = deepspeed_problems(recipe)
     if problems:
         raise ValueError("; ".join(problems))
-    return _config(recipe)
+    return None if recipe.deepspeed is None else _config(recipe)
 
 
 def gathers(recipe: Recipe) -> bool:
@@ -88,14 +86,14 @@ def gathers(recipe: Recipe) -> bool:
 def deepspeed_problems(recipe: Recipe) -> list[str]:
     """Why a recipe's `deepspeed` key cannot work; nothing of DeepSpeed is imported."""
     if recipe.deepspeed is None:
-        return []
+        return _gather_problems(recipe, 0)
     if importlib.util.find_spec("deepspeed") is None:
         return ["deepspeed: the package is not installed; pip install 'deepspeed>=0.19', or remove the key"]
     problem = _file_problem(recipe.deepspeed)
     if problem is not None:
         return [f"deepspeed: {recipe.deepspeed}: {problem}"]
-    problems = []
     config = _config(recipe)
+    problems = _gather_problems(recipe, config.stage)
     if recipe.backend != "auto":
         problems.append(
             f"backend: {recipe.backend} and a deepspeed key exclude each other; leave one of them out"
@@ -133,6 +131,22 @@ def deepspeed_problems(recipe: Recipe) -> list[str]:
             "float32 with bf16: true"
         )
     return problems
+
+
+def by_modules(recipe: Recipe) -> bool:
+    """Whether a recipe says that rollouts gather each module's weights as it runs."""
+    return recipe.rollout.gather == "modules" and gathers(recipe)
+
+
+def _gather_problems(recipe: Recipe, stage: int) -> list[str]:
+    """Why `rollout.gather` would do nothing."""
+    rollout = recipe.rollout
+    if rollout.gather == "auto" or (stage == 3 and rollout.engine == "local"):
+        return []
+    return [
+        f"rollout.gather: {rollout.gather} is of deepspeed: zero3 with rollout.engine: local; got deepspeed: "
+        f"{recipe.deepspeed}, rollout.engine: {rollout.engine}; remove the key"
+    ]
 
 
 def _config(recipe: Recipe) -> DeepSpeedConfig:

@@ -75,6 +75,19 @@ class Backend:
         """The wrapped model's parameters are all there on every rank, to read; all ranks enter and leave together."""
         yield
 
+    @contextmanager
+    def in_pieces(self) -> Iterator[None]:
+        """The wrapped model runs as its parameters lie: on all ranks the same modules, equally often."""
+        yield
+
+    def apart(self) -> bool:
+        """Whether the wrapped model's parameters now lie in pieces, but for the module that runs."""
+        return False
+
+    def room_for_all(self) -> bool:
+        """Whether this rank has the memory that `whole` takes, and half as much again."""
+        return True
+
     def save_optimizer(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         """Write moments and step counts into a checkpoint's folder; called by all ranks."""
         if self.is_main:

@@ -21,9 +21,10 @@ from mmreason.rollout.sampling import SamplingParams
 from mmreason.rollout.vllm_requests import Prompt
 from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import GRPOStage
+from mmreason.train.apart import complete_in_step, gathering
 from mmreason.train.completions import add_token_weights, group_metrics, records, write_completions
 from mmreason.train.context import Batch, Context
-from mmreason.train.distributed import shard
+from mmreason.train.deal import Dealer
 from mmreason.train.in_flight import InFlight, parted, restored
 from mmreason.train.remote import correction_of
 from mmreason.train.step import Objective, Trainer, fixed_logprobs, shown_weights
@@ -45,6 +46,7 @@ class GRPO:
         self._of_stage = rollouts
         self._weighed = {round(i * (rollouts - 1) / (WEIGHED - 1)) for i in range(WEIGHED)}
         self.gate = make_gate(stage.gate)
+        self.dealer = Dealer(context.backend)
         self.user_functions = user_rewards(stage.reward_funcs)
         self.labels = reward_labels(stage.reward_funcs)
         self.reference = reference() if stage.beta > 0 else None
@@ -63,7 +65,7 @@ class GRPO:
     def collect(self, progress: float, step: int) -> Batch:
         """Fresh rollouts, or the present ones again while `num_iterations` lasts."""
         if self._uses_left == 0:
-            with self.context.backend.whole():
+            with gathering(self.context.backend, self.context.recipe.rollout):
                 self._rows, self._metrics = self._rollout(step)
             self._uses_left = self.stage.num_iterations
         self._uses_left -= 1
@@ -80,6 +82,7 @@ class GRPO:
         return {
             "sampler": self.sampler.state_dict(),
             "gate": self.gate.state_dict(),
+            "dealer": self.dealer.state_dict(),
             "uses_left": self._uses_left,
             "metrics": self._metrics,
             "rollouts": self._rollouts,
@@ -90,6 +93,7 @@ class GRPO:
     def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self.gate.load_state_dict(state["gate"])
+        self.dealer.load_state_dict(state.get("dealer"))
         self._uses_left, self._metrics = state["uses_left"], state["metrics"]
         self._rollouts = state["rollouts"]
         self._versions = state.get("versions", [])  # this and the next are newer than some checkpoints
@@ -110,7 +114,7 @@ class GRPO:
         if self.context.recipe.rollout.staleness and self._rollouts < self._of_stage:
             self._launch(step)
         coming, later = self._per_rank * backend.world_size, self._rollouts + (self._in_flight is not None)
-        self.context.feed.ahead(lambda: shard(peek(self.sampler, coming, later), backend), stage)
+        self.context.feed.ahead(lambda: self._dealt(peek(self.sampler, coming, later)), stage)
         rewards = [[t.reward for t in group.trajectories] for group in groups]
         per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
         rows: list[TrainingSample] = []
@@ -214,10 +218,16 @@ class GRPO:
 
     def _draw(self, each: int) -> list[Prompt]:
         """The sampler's next prompts, `each` on every rank; this rank's that can be read."""
-        backend = self.context.backend
-        samples = shard(self.sampler.next(each * backend.world_size, step=self._rollouts), backend)
+        drawn = self.sampler.next(each * self.context.backend.world_size, step=self._rollouts)
+        samples = self._dealt(drawn)
         self.context.feed.ahead(lambda: samples, self.stage)
-        return [prompt for sample in samples if (prompt := self._prompt(sample)) is not None]
+        prompts = [prompt for sample in samples if (prompt := self._prompt(sample)) is not None]
+        self.dealer.observe(((prompt.sample,), len(prompt.rendered)) for prompt in prompts)
+        return prompts
+
+    def _dealt(self, samples: Sequence[Sample]) -> list[Sample]:
+        """This rank's part of samples that all ranks drew."""
+        return [sample for (sample,) in self.dealer.mine([(sample,) for sample in samples])]
 
     def _prompt(self, sample: Sample) -> Prompt | None:
         """A sample rendered, with its media where they are sent; None when it went to quarantine."""
@@ -249,10 +259,13 @@ class GRPO:
         context, count, params = self.context, self.stage.num_generations, self._params()
         if context.remote is not None:
             return context.remote.complete(prompts, count, params, context.renderer)
+        rendered = [prompt.rendered for prompt in prompts]
+        if context.backend.apart():
+            assert self.trainer is not None
+            return complete_in_step(self.trainer, context.renderer, rendered, count, params)
         if not prompts:
             return []
         complete = engine(context.model, context.recipe.shared_prefix)
-        rendered = [prompt.rendered for prompt in prompts]
         return complete(context.model, context.family, context.renderer, rendered, count, params)
 
     def _scored(self, prompts: Sequence[Prompt], completed: Sequence[Sequence[Trajectory]]) -> list[Group]:

@@ -92,7 +92,8 @@ def train_step(
         for name, value in sorted(sums.items())
     }
     total |= trainer.sharing.take_plain(backend)
-    return _metrics(total, denominator) | updated | {"time/step": time.perf_counter() - started}
+    balance = _balance(backend, sums["forward_tokens"])
+    return _metrics(total, denominator) | balance | updated | {"time/step": time.perf_counter() - started}
 
 
 def update(trainer: Trainer, progress: float) -> dict[str, float]:
@@ -182,9 +183,16 @@ def _built(trainer: Trainer, rows: Sequence[TrainingSample], planned: Plan) -> M
 def _scored(
     model: Any, trainer: Trainer, rows: Sequence[TrainingSample], objective: Objective
 ) -> Iterator[tuple[Plan, Scores]]:
-    """Scores of all rows under `model` as it is now, out of training, micro-batch by micro-batch."""
+    """Scores of all rows under `model` as it is now, out of training, micro-batch by micro-batch.
+
+    Where weights lie apart, all ranks compute as many, some of them on rows behind `rows` that nobody asked for.
+    """
+    backend = trainer.backend
     with out_of_training(model):
-        for planned in plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing):
+        plans = plan(trainer.model, trainer.family, rows, trainer.max_tokens, trainer.sharing)
+        if model is trainer.model and backend.apart() and backend.max(len(plans)):
+            rows, plans = together(trainer, rows, plans)
+        for planned in plans:
             micro = _built(trainer, rows, planned)
             with micro.attention(model):
                 scored = scores(model, trainer, micro, objective)
@@ -205,7 +213,7 @@ def fixed_logprobs(
     """
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     for planned, scored in _scored(model, trainer, rows, replace(objective, token_weights=None)):
-        for i, line in zip(planned.rows, scored.logprobs, strict=True):
+        for i, line in _asked(planned, scored.logprobs, len(rows)):
             out[i] = _whole_row(rows[i], line, scored.first) * (rows[i].aggregation > 0)
     return out
 
@@ -222,9 +230,14 @@ def shown_weights(
     out: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     for planned, scored in _scored(trainer.model, trainer, rows, objective):
         assert scored.weights is not None
-        for i, line in zip(planned.rows, scored.weights, strict=True):
+        for i, line in _asked(planned, scored.weights, len(rows)):
             out[i] = _whole_row(rows[i], line, scored.first) * (rows[i].aggregation > 0)
     return out
+
+
+def _asked(planned: Plan, lines: torch.Tensor, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """The lines of a micro-batch by the rows' numbers, without those behind the first `rows`."""
+    return ((i, line) for i, line in zip(planned.rows, lines, strict=True) if i < rows)
 
 
 def _whole_row(row: TrainingSample, line: torch.Tensor, first: int) -> torch.Tensor:
@@ -232,6 +245,14 @@ def _whole_row(row: TrainingSample, line: torch.Tensor, first: int) -> torch.Ten
     whole = torch.zeros(len(row))
     whole[first:] = line[: len(row) - first].float().cpu()
     return whole
+
+
+def _balance(backend: Backend, tokens: float) -> dict[str, float]:
+    """How even the ranks' parts of a step are, by the tokens that the LLM computes: 1 where all have as many."""
+    if backend.world_size == 1:
+        return {}
+    everyone = backend.gather(tokens)
+    return {"tokens/balance": sum(everyone) / len(everyone) / max(everyone)}
 
 
 def _metrics(total: dict[str, float], denominator: float) -> dict[str, float]:

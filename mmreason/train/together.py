@@ -58,7 +58,8 @@ def together(
     plans = [*plans, *[Plan([len(rows) - 1], [])] * (rounds - len(plans))]
     if not backend.lockstep:
         return rows, plans
-    mine = [_kinds(trainer.family.placeholders, [rows[i] for i in planned.rows]) for planned in plans]
+    placeholders = trainer.family.placeholders
+    mine = [kinds_of(placeholders, [rows[i].rendered for i in planned.rows]) for planned in plans]
     for kinds in backend.gather(set().union(*mine)):
         trainer.kinds |= kinds
     shown: dict[str, int] = {}  # kind -> its row
@@ -72,12 +73,10 @@ def together(
     return rows, plans
 
 
-def _kinds(placeholders: dict[str, int], rows: Sequence[TrainingSample]) -> set[str]:
+def kinds_of(placeholders: dict[str, int], rows: Sequence[Rendered]) -> set[str]:
     """The kinds of media that rows show, by their placeholder tokens."""
     return {
-        kind
-        for kind, token in placeholders.items()
-        if any(bool(row.rendered.ids.eq(token).any()) for row in rows)
+        kind for kind, token in placeholders.items() if any(bool(row.ids.eq(token).any()) for row in rows)
     }
 
 

@@ -18,18 +18,21 @@ from safetensors.torch import load_file, save_file
 import mmreason_encoders  # noqa: F401  registers the architectures, once for all processes
 from mmreason.model.load import load_model
 from mmreason.model.parts import parameter_groups
+from mmreason.model.save import save_model
 from mmreason.render import Renderer
+from mmreason.rollout import generate as plain
 from mmreason.rollout.forked import generate
 from mmreason.rollout.sampling import SamplingParams
-from mmreason.schema import ModelConfig, SFTStage, SharedPrefix
+from mmreason.schema import ModelConfig, RolloutConfig, SFTStage, SharedPrefix
 from mmreason.train import step
+from mmreason.train.apart import complete_in_step, gathering
 from mmreason.train.deepspeed_config import DeepSpeedConfig, _settings
 from mmreason.train.distributed import Backend, DDPBackend, leave, make_backend
 from mmreason.train.micro import Sharing
 from mmreason.train.optim import make_optimizer, make_schedule
 from mmreason.train.step import Objective, Trainer, train_step
 from mmreason.train.together import shower
-from mmreason.types import TrainingSample
+from mmreason.types import Rendered, TrainingSample
 from tests.train.rows import grpo_rows, mixed_rows, sft_rows
 
 SECONDS = 60.0  # a rank that waits longer for another one is an error
@@ -63,6 +66,7 @@ class Case:
     then: str = "same"  # what steps after the first one learn from: the same rows; `text` those without media
     offload: bool = False  # activations in the CPU's memory
     poisoned: bool = False  # the second step's loss is infinite on the first rank
+    apart: bool = False  # completions are written before every step while weights lie apart
 
     @property
     def name(self) -> str:
@@ -88,13 +92,40 @@ def rows_of(kind: str, processor: Any) -> list[list[TrainingSample]]:
     return [[row] for row in made]
 
 
-def _decode(trainer: Trainer, renderer: Renderer, rows: list[TrainingSample], case: Case) -> None:
-    """Write completions to the rows' prompts, on the first rank long ones, on the others short ones; none is kept."""
-    prompts = [
+def _prompts(rows: list[TrainingSample]) -> list[Rendered]:
+    """What stands before each second row's completion."""
+    return [
         replace(row.rendered, **{name: getattr(row.rendered, name)[:begins] for name in SLICED})
         for row in rows[::2]
         for begins in [int(row.rendered.sampled.nonzero()[0])]
     ]
+
+
+def _decode_apart(trainer: Trainer, renderer: Renderer, rows: list[TrainingSample]) -> None:
+    """Completions where memory has no room for all weights are those of the plain rollout, where it has; then once more
+    with prompts on the first rank only. The first rank writes more.
+    """
+    backend: Any = trainer.backend
+    params = SamplingParams(20 if backend.is_main else 5, max_rows=3)
+    for prompts in (_prompts(rows), _prompts(rows) if backend.is_main else []):
+        backend._free = lambda: 1000
+        torch.manual_seed(backend.rank)
+        with gathering(backend, RolloutConfig()):
+            assert backend.apart()
+            found = complete_in_step(trainer, renderer, prompts, 2, params)
+        del backend._free
+        torch.manual_seed(backend.rank)
+        with gathering(backend, RolloutConfig()):
+            assert not backend.apart()
+            wanted = plain.generate(trainer.model, trainer.family, renderer, prompts, 2, params)
+        assert [len(group) for group in found] == [2] * len(prompts)
+        told = [[[(t.ids.tolist(), t.text, t.finish) for t in g] for g in some] for some in (found, wanted)]
+        assert told[0] == told[1]
+
+
+def _decode(trainer: Trainer, renderer: Renderer, rows: list[TrainingSample], case: Case) -> None:
+    """Write completions to the rows' prompts, on the first rank long ones, on the others short ones; none is kept."""
+    prompts = _prompts(rows)
     first = LENGTHS[: len(prompts)] if trainer.backend.is_main else LENGTHS[-len(prompts) :]
     limits = torch.tensor(first)
     with trainer.backend.whole() if case.guard else nullcontext():
@@ -136,7 +167,9 @@ def train(folder: Path, case: Case, backend: Backend) -> tuple[Trainer, list[dic
     steps = [_rows_of_step(rows, case, backend, step) for step in range(case.steps)]
     metrics = []
     for some in steps:
-        if case.rows == "lengths":
+        if case.apart:
+            _decode_apart(trainer, renderer, rows)
+        elif case.rows == "lengths":
             _decode(trainer, renderer, rows, case)
         metrics.append(train_step(trainer, some, Objective(epsilon_high=0.28), 0.0))
     return trainer, metrics
@@ -213,6 +246,10 @@ def _rank(
         backend = backend_of(case, patience)
         trainer, metrics = train(Path(folder), case, backend)
         found = parameters(trainer)
+        if not case.steps:
+            with backend.whole():
+                if backend.is_main:
+                    save_plain(trainer.model, Path(folder), Path(out) / f"{case.name}-saved")
         backend.release()
         again = {name: p.detach() for name, p in trainer.model.named_parameters()}
         assert all(torch.equal(found[name], p) for name, p in again.items()), "release changed the model"
@@ -220,6 +257,12 @@ def _rank(
             save_file(found, Path(out) / f"{case.name}.safetensors")
             (Path(out) / f"{case.name}.json").write_text(json.dumps(metrics))
     leave()
+
+
+def save_plain(model: Any, folder: Path, out: Path) -> None:
+    """Save a model that was loaded from `folder` as a run saves its own."""
+    loaded = load_model(ModelConfig(model_name_or_path=str(folder)), texts=lambda: [], seed=0)
+    save_model(model, loaded.processor, out)
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -247,4 +290,4 @@ def moved(folder: Path, found: dict[str, torch.Tensor], case: Case) -> float:
 
 def as_whole(case: Case) -> Case:
     """The case in one process, all rows in one micro-batch."""
-    return replace(case, engine="plain", max_tokens=100_000, guard=True)
+    return replace(case, engine="plain", max_tokens=100_000, guard=True, apart=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,26 @@ def test_a_file_that_cannot_work_is_refused(content: str | None, said: str, tmp_
         ("zero3", {"shared_prefix": "require"}, "shared_prefix: require cannot be met under ZeRO-3"),
         ("zero2", {"model": {"torch_dtype": "float16"}}, "take bfloat16 or float32"),
         ("zero0", {"model": {"torch_dtype": "bfloat16"}}, "zero0 keeps no float32 weights"),
+        ("zero2", {"rollout": {"gather": "modules"}}, "is of deepspeed: zero3 .* got deepspeed: zero2"),
+        (
+            "zero3",
+            {"rollout": {"gather": "whole", "engine": "vllm"}},
+            "rollout.gather: whole is of .* rollout.engine: vllm; remove the key",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_validate(
     deepspeed: str, keys: dict[str, Any], said: str
 ) -> None:
     problems = settings_problems(recipe(deepspeed, **keys))
-    assert [problem for problem in problems if said in problem]
+    assert [problem for problem in problems if re.search(said, problem)]
+
+
+def test_gathering_is_of_zero3() -> None:
+    keys = {"rollout": {"gather": "modules"}}
+    assert deepspeed_problems(recipe("zero3", **keys)) == []
+    (problem,) = deepspeed_problems(recipe("zero3", **keys).model_copy(update={"deepspeed": None}))
+    assert "rollout.gather: modules is of deepspeed: zero3" in problem
 
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

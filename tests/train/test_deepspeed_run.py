@@ -89,6 +89,18 @@ def test_supervised_weights_are_those_of_one_process(
     assert max(float((one[name] - two[name]).abs().max()) for name in one) <= TOLERANCE
 
 
+@pytest.mark.slow
+def test_rollouts_module_by_module_are_those_of_the_whole(zero3: Path, rows: Path, tmp_path: Path) -> None:
+    """The policy's and the old log-probabilities too; completions are equal, weights but for the order of sums."""
+    out = tmp_path / "run"
+    assert train_in_ranks(tree(out, rows, "zero3", rollout={"gather": "modules", "max_rows": 3})) == [0, 0]
+    assert [line["reward"] for line in small.metrics(out)[3:]] == [
+        line["reward"] for line in small.metrics(zero3)[3:]
+    ]
+    one, two = (small.weights(run / "stages" / "grpo") for run in (zero3, out))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 5e-5
+
+
 @pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_killed_and_resumed(step: int, zero3: Path, rows: Path, tmp_path: Path) -> None:
     """Once at the end of a stage, once between two uses of a rollout."""

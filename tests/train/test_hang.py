@@ -19,7 +19,8 @@ from tests.train.engines import Case, as_whole, difference, in_ranks, moved, res
 TOLERANCE = 1e-6  # of any parameter after three steps, as in test_deepspeed
 APART = ("pictures", "films", "lengths")
 CASES = [Case(engine, rows, max_tokens=200) for engine in ("zero2", "zero3") for rows in APART]
-SHORT = [replace(CASES[i], steps=2) for i in (1, 3, 5)]
+DECODED_APART = [Case("zero3", rows, max_tokens=200, apart=True) for rows in ("mixed", "lengths")]
+SHORT = [*(replace(CASES[i], steps=2) for i in (1, 3, 5)), replace(DECODED_APART[0], steps=1)]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,14 @@ def test_fifty_steps(model: Path, tmp_path: Path, case: Case) -> None:
 def test_without_the_guard(model: Path, tmp_path: Path, case: Case) -> None:
     if in_ranks(model, tmp_path, [case], patience=10) == [0, 0]:
         assert difference(engines.alone(model, as_whole(case)), result(tmp_path, case)) > 1e-3
+
+
+@pytest.mark.slow
+def test_rollouts_of_weights_that_lie_apart(model: Path, tmp_path: Path) -> None:
+    """Films and sounds on one rank and pictures on the other; long and short completions; prompts on one rank only."""
+    assert in_ranks(model, tmp_path, DECODED_APART) == [0, 0]
+    for case in DECODED_APART:
+        check(model, tmp_path, case)
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path, monkeypatch: pytes
     for alone, together in zip(*lines, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         assert (together["rows"], together["tokens/learned"]) == (alone["rows"], alone["tokens/learned"])
+        assert 0.5 < together["tokens/balance"] <= 1 and "tokens/balance" not in alone
 
 
 def test_every_question_on_a_broken_picture_counts_once_on_both_ranks(tmp_path: Path) -> None:
