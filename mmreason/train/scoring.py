@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmreason.model.delta_rule import exact_decays
 from mmreason.model.family import forward_inputs
 from mmreason.model.shared_attention import attention_of
 from mmreason.model.shared_fit import unscorable
@@ -64,9 +65,12 @@ class Micro:
         """Tokens that the LLM computes, padding included."""
         return self.batch.ids.numel() if self.packed is None else self.packed.ids.numel()
 
-    def attention(self, model: Any) -> AbstractContextManager[None]:
+    @contextmanager
+    def attention(self, model: Any) -> Iterator[None]:
         """What must stay open from the forward to the end of the backward pass."""
-        return nullcontext() if self.packed is None else attention_of(model, self.packed.layout)
+        shared = nullcontext() if self.packed is None else attention_of(model, self.packed.layout)
+        with exact_decays(model), shared:
+            yield
 
 
 def scores(model: Any, trainer: Trainer, micro: Micro, objective: Objective) -> Scores:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmreason.data.loader import collate
+from mmreason.model.delta_rule import exact_decays
 from mmreason.model.family import forward_inputs
 from mmreason.model.load import Loaded
 from mmreason.model.parts import add_lora
@@ -66,7 +67,13 @@ def gradients(loaded: Loaded, rows: Sequence[Rendered], logprobs: Sequence[torch
 
 
 def plain(loaded: Loaded, groups: Sequence[Sequence[Rendered]], **scoring: Any) -> Scores:
-    """One row a completion, padded on the right, each with its own copy of the media."""
+    """One row a completion, padded on the right, each with its own copy of the media; as training does it."""
+    with exact_decays(loaded.model):
+        return transformers_own(loaded, groups, **scoring)
+
+
+def transformers_own(loaded: Loaded, groups: Sequence[Sequence[Rendered]], **scoring: Any) -> Scores:
+    """The same without any of our code inside the model."""
     rows = [row for group in groups for row in group]
     batch = collate([sft_sample(row) for row in rows], 0)
     logits = loaded.model(**forward_inputs(loaded.family, batch, CPU), use_cache=False).logits[:, :-1]
@@ -88,7 +95,7 @@ def shared(
     written = [row.sampled.nonzero().squeeze(1) for row in rows]
     before = torch.cat([p[t - earlier] for p, t in zip(packed.places, written, strict=True)])
     ids = torch.cat([row.ids[t] for row, t in zip(rows, written, strict=True)])
-    with attention_of(loaded.model, packed.layout):
+    with exact_decays(loaded.model), attention_of(loaded.model, packed.layout):
         hidden = hidden_states(loaded.model, loaded.family, packed, CPU)
         size = loaded.model.get_input_embeddings().num_embeddings
         logprobs, _ = hidden_logprobs(head_of(loaded.model), hidden[before], ids, size, **scoring)

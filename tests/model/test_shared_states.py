@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmreason.model import shared_states
+from mmreason.model import delta_rule, shared_states
 from mmreason.model.load import Loaded, gradient_checkpointing, load_model
 from mmreason.model.shared_attention import Layout, Span, attention_of
 from mmreason.model.shared_fit import needs_side_by_side, unpackable, untrainable
@@ -19,16 +19,13 @@ from mmreason.model.shared_states import State, joined
 from mmreason.train.micro import Sharing
 from mmreason.train.step import Objective
 from mmreason.types import Rendered
-from tests.model.groups import apart, plain, rows_of, shared, with_adapters
-from tests.model.test_shared_forward import GRADIENTS, VALUES, behind, groups_of
+from tests.model.groups import Scores, apart, plain, rows_of, shared, transformers_own, with_adapters
+from tests.model.test_shared_forward import GRADIENTS, VALUES, assert_equal, behind, groups_of
 from tests.rollout.mixes import prompts_of
 from tests.rollout.test_ends import HYBRIDS
 from tests.tiny import TEXTS, tiny_model_config
 from tests.train.rows import sft_rows
 from tests.train.test_step import difference, step_grads, trainer_of
-
-# of these the gradient is a sum that nearly cancels: rows side by side and row by row differ by 1e-4 themselves
-CANCELLING, THEIRS = ("A_log", "dt_bias"), 5e-4
 
 
 @pytest.fixture(params=sorted(HYBRIDS))
@@ -36,24 +33,11 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
     return hybrid(request.param)
 
 
-def hybrid(name: str) -> Loaded:
+def hybrid(name: str, seed: int = 0) -> Loaded:
     llm = {**HYBRIDS[name], "initializer_range": 0.1}
-    loaded = load_model(tiny_model_config(llm=llm), texts=lambda: TEXTS, seed=0)
+    loaded = load_model(tiny_model_config(llm=llm), texts=lambda: TEXTS, seed=seed)
     loaded.model.train()
     return loaded
-
-
-def assert_equal(loaded: Loaded, groups: list[list[Rendered]]) -> None:
-    one, other = plain(loaded, groups), shared(loaded, groups)
-    for names, allowed in ((CANCELLING, THEIRS), ((), GRADIENTS)):
-        some = [
-            (lines, {n: g for n, g in grads.items() if n.endswith(CANCELLING) == bool(names)})
-            for lines, grads in (one, other)
-        ]
-        if not some[0][1]:
-            continue  # adapters learn none of them
-        values, gradient, worst = apart(*some)
-        assert values <= VALUES and gradient <= allowed, (values, gradient, worst)
 
 
 def both(loaded: Loaded) -> list[list[list[Rendered]]]:
@@ -65,8 +49,11 @@ def both(loaded: Loaded) -> list[list[list[Rendered]]]:
     return [groups_of(loaded, ("i", "", "ii")), long]
 
 
-def test_values_and_gradients(loaded: Loaded) -> None:
-    """Ragged rows, all groups in one packed row and each by itself."""
+@pytest.mark.parametrize("seed", [0, 2, 4])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_values_and_gradients(name: str, seed: int) -> None:
+    """Ragged rows, all groups in one packed row and each by itself; the largest difference seen is 6e-5."""
+    loaded = hybrid(name, seed)
     assert untrainable(loaded.model) is None
     for groups in both(loaded):
         assert_equal(loaded, groups)
@@ -74,22 +61,46 @@ def test_values_and_gradients(loaded: Loaded) -> None:
             assert_equal(loaded, [group])
 
 
-def test_what_differs_is_rounding(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every number in float64 (the layers ask for float32 by name) next to nothing is left."""
-    cases = both(loaded)
-    loaded.model.double()
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    for groups in cases:
-        wide = [
-            [replace(row, media={n: widened(x) for n, x in row.media.items()}) for row in g] for g in groups
-        ]
-        values, gradient, worst = apart(plain(loaded, wide), shared(loaded, wide))
-        assert values <= 1e-13 and gradient <= 1e-11, (values, gradient, worst)
+def test_what_differs_is_rounding(loaded: Loaded) -> None:
+    """With every number in float64 next to nothing is left, also of the difference to transformers' own rule."""
+    for groups in both(loaded):
+        wanted = wide(transformers_own, loaded, groups)
+        for way in (plain, shared):
+            values, gradient, worst = apart(wanted, wide(way, loaded, groups))
+            assert values <= 1e-13 and gradient <= 1e-11, (values, gradient, worst)
+
+
+def wide(way: Callable[..., Scores], loaded: Loaded, groups: list[list[Rendered]]) -> Scores:
+    """Scores and gradients with every number in float64; the layers ask for float32 by name."""
+    copied = replace(loaded, model=copy.deepcopy(loaded.model).double())
+    rows = [[replace(row, media={n: widened(x) for n, x in row.media.items()}) for row in g] for g in groups]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float32", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        return way(copied, rows)
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:
     return x.double() if x.is_floating_point() else x
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_decays_are_nearer_to_the_truth_than_transformers_own(name: str) -> None:
+    """Measured here: 1e-5 and less against 1.2e-3 and more. Where the latter is mended, model/delta_rule.py can go."""
+    loaded = hybrid(name, seed=4)
+    groups = both(loaded)[0]
+    truth = wide(transformers_own, loaded, groups)
+    ours, theirs = shared(loaded, groups), transformers_own(loaded, groups)
+    assert apart(truth, ours)[1] <= GRADIENTS < apart(truth, theirs)[1]
+    assert apart(theirs, ours)[0] <= VALUES  # values are the same
+
+
+def test_decays_in_float32_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = hybrid("qwen3_next", seed=2)
+    groups = both(loaded)[1]
+    real = delta_rule._decays
+    monkeypatch.setattr(delta_rule, "_decays", lambda g, dtype: real(g.to(dtype), dtype))
+    assert apart(plain(loaded, groups), shared(loaded, groups))[1] > GRADIENTS
 
 
 def test_rows_of_no_group(loaded: Loaded) -> None:
@@ -126,6 +137,16 @@ def test_adapters_and_recomputed_activations(loaded: Loaded) -> None:
     adapted.model.enable_input_require_grads()
     assert_equal(adapted, groups)
     values, gradient, _ = apart(kept, shared(adapted, groups))
+    assert values == 0.0 and gradient <= 1e-6
+
+
+def test_recomputed_activations(loaded: Loaded) -> None:
+    """States are made anew inside the layers: no cache is forked that checkpointing would drop."""
+    groups = groups_of(loaded, ("i", "ii"))
+    kept = shared(loaded, groups)
+    gradient_checkpointing(loaded.model, True)
+    assert_equal(loaded, groups)
+    values, gradient, _ = apart(kept, shared(loaded, groups))
     assert values == 0.0 and gradient <= 1e-6
 
 
