@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmreason.bench.measure import environment, kept_for_backward, peak_rss
+from mmreason.bench.measure import LinearFlops, environment, kept_for_backward, peak_rss
 from mmreason.bench.steps import SIDES, prepared
 from mmreason.bench.work import Shape, workplace
 from mmreason.train.step import train_step
@@ -18,8 +18,8 @@ from mmreason.train.step import train_step
 def memory(shape: Shape, rounds: int) -> dict[str, Any]:
     """`{saved_bytes: {plain, shared}, saved_bytes_ratio, peak_rss_bytes: {plain, shared}, ...}`; one round tells all.
 
-    `before_step_rss_bytes` is the peak before the update, with libraries, model and rollout. The seconds are of that
-    one update, the first of its process.
+    `before_step_rss_bytes` is the peak before the update, with libraries, model and rollout. The seconds and the linear
+    FLOPs are of that one update, the first of its process.
     """
     del rounds
     told = {name: _in_its_own_process(shape, mode) for name, mode in SIDES.items()}
@@ -29,6 +29,7 @@ def memory(shape: Shape, rounds: int) -> dict[str, Any]:
         "plain_s": told["plain"]["seconds"],
         "shared_s": told["shared"]["seconds"],
         "ratio": told["plain"]["seconds"] / told["shared"]["seconds"],
+        "flop_ratio": told["plain"]["flops"] / told["shared"]["flops"],
         "saved_bytes": saved,
         "saved_bytes_ratio": saved["plain"] / saved["shared"],
         "peak_rss_bytes": {name: values["peak_rss_bytes"] for name, values in told.items()},
@@ -63,19 +64,20 @@ def _tell(there: Connection, shape: Shape, shared_prefix: str, threads: int) -> 
 
 
 def measured(shape: Shape, shared_prefix: str) -> dict[str, float]:
-    """`{saved_bytes, peak_rss_bytes, before_step_rss_bytes, seconds}` of one update in this process."""
+    """`{saved_bytes, flops, peak_rss_bytes, before_step_rss_bytes, seconds}` of one update in this process."""
     with workplace(shape) as folder:
         method, trainer = prepared(shape, folder, shared_prefix)
         with method.context.encoding():
             batch = method.collect(0.0, 1)
         before = peak_rss()
         began = time.perf_counter()
-        with method.context.encoding(), kept_for_backward(list(trainer.model.parameters())) as kept:
+        weights = list(trainer.model.parameters())
+        with method.context.encoding(), LinearFlops() as count, kept_for_backward(weights) as kept:
             train_step(trainer, batch.rows, batch.objective, 0.0)
-            saved = kept()
         seconds = time.perf_counter() - began
     return {
-        "saved_bytes": saved,
+        "saved_bytes": kept(),
+        "flops": count.total,
         "peak_rss_bytes": peak_rss(),
         "before_step_rss_bytes": before,
         "seconds": seconds,

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmreason.bench.measure import LinearFlops, compared, environment, interleaved, peak_rss
+from mmreason.bench.measure import (
+    LinearFlops,
+    compared,
+    environment,
+    interleaved,
+    kept_for_backward,
+    peak_rss,
+)
 from mmreason.bench.work import Shape, context_of, grpo_recipe, workplace
 from mmreason.schema import GRPOStage
 from mmreason.train.grpo import GRPO
@@ -19,19 +26,23 @@ SIDES = {"plain": "off", "shared": "auto"}
 
 
 def step(shape: Shape, rounds: int) -> dict[str, Any]:
-    """`{plain_s, shared_s, ratio, flop_ratio, ...}` of the run's own rollout, reward and update."""
+    """`{plain_s, shared_s, ratio, flop_ratio, saved_bytes_ratio, ...}` of the run's own rollout, reward and update."""
     with workplace(shape) as folder:
-        sides = {name: grpo_step(shape, folder, mode) for name, mode in SIDES.items()}
-        counts, last = {}, {}
-        for name, side in sides.items():
-            with LinearFlops() as count:
-                last[name] = side()
-            counts[name] = count.total
+        runs = {name: prepared(shape, folder, mode) for name, mode in SIDES.items()}
+        sides = {name: _steps(*run) for name, run in runs.items()}
+        counts, saved, last = {}, {}, {}
+        for name, (_, trainer) in runs.items():
+            weights = list(trainer.model.parameters())
+            with LinearFlops() as count, kept_for_backward(weights) as kept:
+                last[name] = sides[name]()
+            counts[name], saved[name] = count.total, kept()
         taken = interleaved(sides, rounds)
     return {
         "bench": "step",
         **compared(taken, "plain", "shared"),
         "flop_ratio": counts["plain"] / counts["shared"],
+        "saved_bytes": saved,
+        "saved_bytes_ratio": saved["plain"] / saved["shared"],
         "completion_tokens": {name: metrics["tokens/learned"] for name, metrics in last.items()},
         "shape": shape.as_dict(),
         "peak_rss_bytes": peak_rss(),
@@ -53,7 +64,10 @@ def prepared(shape: Shape, folder: Path, shared_prefix: str) -> tuple[GRPO, Trai
 
 def grpo_step(shape: Shape, folder: Path, shared_prefix: str) -> Callable[[], dict[str, float]]:
     """A call that does the next GRPO step of such a run, from prompts to new weights; returns its metrics."""
-    method, trainer = prepared(shape, folder, shared_prefix)
+    return _steps(*prepared(shape, folder, shared_prefix))
+
+
+def _steps(method: GRPO, trainer: Trainer) -> Callable[[], dict[str, float]]:
     numbers = itertools.count(1)
 
     def go() -> dict[str, float]:

@@ -108,6 +108,8 @@ def test_flops_are_those_of_the_closed_form(name: str, k: int) -> None:
     assert result["ratio"] == pytest.approx(result["plain_s"] / result["shared_s"])
     assert result["shape"] == SMALL.as_dict() and result["environment"]["torch"] == torch.__version__
     if name == "step":
+        assert result["saved_bytes_ratio"] == result["saved_bytes"]["plain"] / result["saved_bytes"]["shared"]
+        assert result["saved_bytes_ratio"] > 2
         assert set(result["completion_tokens"].values()) == {float(SMALL.group * SMALL.new_tokens)}
     else:
         lengths = result["dropping"]["lengths"]
@@ -128,6 +130,7 @@ def test_the_picture_makes_the_tokens_of_the_shape() -> None:
 def test_what_is_kept_is_less_with_sharing() -> None:
     plain, shared = (memories.measured(SMALL, mode) for mode in ("off", "auto"))
     assert plain["saved_bytes"] > 2 * shared["saved_bytes"] > 0
+    assert plain["flops"] > 2 * shared["flops"] > 0
     assert plain["peak_rss_bytes"] >= plain["before_step_rss_bytes"] > 2**20
 
 
@@ -152,6 +155,7 @@ def test_sft_sides_learn_the_same() -> None:
 def test_memory_is_measured_in_processes_of_their_own() -> None:
     result = BENCHES["memory"](Shape(image_tokens=16, new_tokens=4, group=2), 1)
     assert result["saved_bytes_ratio"] == result["saved_bytes"]["plain"] / result["saved_bytes"]["shared"] > 1
+    assert result["flop_ratio"] > 1 and result["ratio"] == result["plain_s"] / result["shared_s"]
     assert all(rss > 2**20 for rss in result["peak_rss_bytes"].values())
 
 
@@ -160,5 +164,6 @@ def test_the_command(tmp_path: Path) -> None:
     done = mmreason("bench", "step", *small, "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert {"plain_s", "shared_s", "ratio", "flop_ratio", "environment", "peak_rss_bytes"} <= result.keys()
+    assert {"plain_s", "shared_s", "ratio", "flop_ratio", "saved_bytes_ratio"} <= result.keys()
+    assert {"environment", "peak_rss_bytes"} <= result.keys()
     assert result["shape"]["image_tokens"] == 16 and "spread.plain" in done.stderr
