@@ -64,6 +64,15 @@ class Sharing:
             self.said.add(reason.name)
             log.warning("training computes rows one by one (%s): %s", reason.name, reason.why)
 
+    def required(self, model: Any) -> None:
+        """Say before the first step what would otherwise end the run in it.
+
+        Raises:
+            ValueError: `shared_prefix: require`, and something about the model stands against sharing.
+        """
+        if self.mode == "require" and (reason := self.unfit(model)) is not None:
+            self.refuse(reason, 0)
+
     def unfit(self, model: Any) -> Unfit | None:
         """What about the model stands against sharing; looked at once, as models stay as they are."""
         if not self._looked:

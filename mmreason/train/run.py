@@ -52,6 +52,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         context.metrics.watch_memory()
     with closing(context.feed), nullcontext() if context.remote is None else closing(context.remote):
         ablations_fit(context)
+        if not all(isinstance(stage, PretaskStage) for stage in recipe.stages):
+            Sharing(recipe.shared_prefix).required(context.model)
         position = _position(context, checkpoint)
         if checkpoint is None and recipe.eval.before:
             evaluate_stage(context, "before")

@@ -13,6 +13,7 @@ from mmreason.model.shared_fit import needs_side_by_side, unpackable
 from mmreason.rewards import reward_problems, user_rewards
 from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
 from mmreason.train.deepspeed_config import deepspeed_problems, gathers
+from mmreason.train.micro import Sharing
 from mmreason.train.pretask import needs_assembled
 from mmreason.train.remote import remote_problems
 
@@ -54,6 +55,8 @@ def fits(stage: StageConfig, recipe: Recipe, loaded: Loaded) -> None:
     """Refuse a model that a stage cannot train, and freeze what the stage freezes."""
     try:
         freeze(loaded.model, loaded.family, recipe.model, stage.freeze)
+        if not isinstance(stage, PretaskStage):
+            Sharing(recipe.shared_prefix).required(loaded.model)
         if isinstance(stage, SFTStage) and stage.questions_per_row > 1:
             unfit = unpackable(loaded.model, recipe.shared_prefix, gathers(recipe))
             needs_side_by_side(loaded.model, loaded.family.name, recipe.model.attn_implementation, unfit)

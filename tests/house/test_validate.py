@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -269,6 +270,19 @@ def test_a_stage_that_the_model_cannot_take_is_named(tmp_path: Path) -> None:
     stage = pretask | {"freeze": []}
     problems = check(tmp_path, [row()], model=native, stages=[stage])
     assert any("stage see: pretask reads the features of an assembled model" in p for p in problems)
+
+
+def test_prompts_that_must_be_shared_and_cannot_are_named_before_the_first_step(tmp_path: Path) -> None:
+    llm = MODEL["assemble"]["llm"] | {"attention_dropout": 0.1}
+    changes = {"model": {"assemble": MODEL["assemble"] | {"llm": llm}}, "shared_prefix": "require"}
+    why = "shared_prefix: require cannot be met in training: .*attention_dropout is 0.1"
+    problems = check(tmp_path, [row()], **changes)
+    assert len(problems) == 2
+    assert all(re.match(f"stages.{n}: {why}", p) for n, p in zip(("sft", "grpo"), problems, strict=True))
+    with pytest.raises(ValueError, match=why):
+        train(build_recipe(recipe(tmp_path, [row()], **changes)))
+    assert not (tmp_path / "run" / "stages").exists() and not (tmp_path / "run" / "eval.json").exists()
+    assert check(tmp_path, [row()], **changes | {"shared_prefix": "auto"}) == []
 
 
 def test_a_model_without_a_chat_template_is_named(tmp_path: Path) -> None:
