@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmreason.model.load import Loaded, load_model
+from mmreason.model.load import Loaded, gradient_checkpointing, load_model
 from mmreason.model.shared_fit import unshareable
 from mmreason.objective import grpo_samples
 from mmreason.render import Renderer
@@ -22,6 +22,7 @@ from mmreason.train.micro import Sharing
 from mmreason.train.step import Objective, fixed_logprobs
 from mmreason.types import Group, Rendered, Sample, Trajectory
 from tests.rollout.mixes import ALL, SENSES, impatient, model_of, prompts_of, same_logprobs, written
+from tests.rollout.test_ends import HYBRIDS
 from tests.tiny import QWEN3, TEXTS, tiny_model_config
 
 GREEDY = SamplingParams(14, greedy=True)
@@ -234,6 +235,21 @@ def test_the_model_is_left_as_it_was(native_folder: Callable[[str], Path]) -> No
         groups = fork(loaded, prompts_of(loaded, ("i",)), 2, SAMPLED)
         assert loaded.model.training is training and config._attn_implementation == "sdpa"
         assert not any(t.ids.is_inference() for g in groups for t in g)  # training goes on with them
+
+
+@pytest.mark.parametrize("kind", ["assembled", "qwen2_5_vl", "qwen3_next"])
+def test_recomputed_activations_leave_the_cache(kind: str, native_folder: Callable[[str], Path]) -> None:
+    """A model that is trained with gradient checkpointing drops its cache in training; a rollout is out of that."""
+    if kind in HYBRIDS:
+        loaded = load_model(tiny_model_config(llm=HYBRIDS[kind]), texts=lambda: TEXTS, seed=0)
+    else:
+        loaded = model_of(kind, native_folder)
+    prompts, seeds = prompts_of(loaded, ("i", "", "ii")), seeds_of(9)
+    kept = fork(loaded, prompts, 3, SAMPLED, seeds=seeds)
+    gradient_checkpointing(loaded.model, True)
+    loaded.model.train()
+    again = fork(loaded, prompts, 3, SAMPLED, seeds=seeds)
+    assert written(again) == written(kept) and same_logprobs(again, kept) and loaded.model.training
 
 
 # --- mutants

@@ -15,10 +15,13 @@ import pytest
 from mmreason.model.encode_once import _Once
 from mmreason.model.feature_cache import Made
 from mmreason.recipe import load_recipe
+from mmreason.schema import Recipe
+from mmreason.train import loop
 from mmreason.train.metrics import Metrics
 from mmreason.train.run import train
 from tests.train import small
 from tests.train.killed import killed
+from tests.train.pictures import break_picture, write_pictures
 
 ROOT = Path(__file__).parents[2]
 # small.recipe saves at steps 2, 4, 6 (end of SFT), 9, 12, 14 (end of GRPO); 9 lies between the two uses of a rollout
@@ -82,27 +85,29 @@ def test_an_exception_is_resumed_like_a_kill(
 ) -> None:
     """The same process goes on: nothing of the first try may linger in it."""
     small.without_probe(monkeypatch)
-    write = Metrics.write
-
-    def failing(self: Metrics, step: int, *given: Any) -> Any:
-        if step == 10:
-            raise KeyboardInterrupt
-        return write(self, step, *given)
-
     recipe = small.recipe(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Metrics, "write", failing)
-        train(recipe)
+    stopped_at(10, recipe, monkeypatch)
     train(recipe)
     small.assert_same_run(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
-def test_frozen_encoders_resume_to_the_bit(
-    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where features depend, as here much more than in truth, on how many pictures were encoded together."""
-    encoded, write = _Once._encoded, Metrics.write
+def stopped_at(step: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until the metrics of `step` are to be written."""
+    write = Metrics.write
+
+    def failing(self: Metrics, number: int, *given: Any) -> Any:
+        if number == step:
+            raise KeyboardInterrupt
+        return write(self, number, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metrics, "write", failing)
+        train(recipe)
+
+
+def beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features depend, much more than in truth, on how many media were encoded together."""
+    encoded = _Once._encoded
 
     def beside(self: _Once, call: Any, chosen: Any) -> list[Made]:
         more = 1e-2 * len(chosen)
@@ -111,22 +116,64 @@ def test_frozen_encoders_resume_to_the_bit(
             for made in encoded(self, call, chosen)
         ]
 
-    def failing(self: Metrics, step: int, *given: Any) -> Any:
-        if step == 3:
-            raise KeyboardInterrupt
-        return write(self, step, *given)
-
-    small.without_probe(monkeypatch)
     monkeypatch.setattr(_Once, "_encoded", beside)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_frozen_encoders_resume_to_the_bit(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where features depend, as here much more than in truth, on how many pictures were encoded together."""
+    small.without_probe(monkeypatch)
+    beside_others(monkeypatch)
     shared = {"freeze": ["vision"], "max_steps": 4, "save_steps": 2}
     chosen = {"sft": small.SFT, "grpo": small.GRPO | {"gate": {"name": "none"}}}[stage] | shared
     train(small.recipe(tmp_path / "whole", stages=[chosen]))
     recipe = small.recipe(tmp_path / "run", stages=[chosen])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Metrics, "write", failing)
-        train(recipe)
+    stopped_at(3, recipe, monkeypatch)
     train(recipe)
     small.assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_reference_and_an_unreadable_row_resume_to_the_bit(
+    begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two uses of a rollout and before the next one, where a row's picture cannot be read.
+
+    Were what is known not forgotten at checkpoints (`begins`), features made beside others would tell.
+    """
+    small.without_probe(monkeypatch)
+    beside_others(monkeypatch)
+    stage = small.GRPO | {
+        "data": ["rows"],
+        "freeze": ["vision"],
+        "gate": {"name": "none"},
+        "max_steps": 6,
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+    }
+
+    def made(name: str) -> Recipe:
+        rows = write_pictures(tmp_path / f"rows-{name}")
+        break_picture(rows.parent / "4.png")
+        data = {"rows": {"path": str(rows)}}
+        bad = {"max_bad_fraction": 0.2, "eval": {"data": []}}
+        return small.recipe(tmp_path / name, data=data, stages=[stage], **bad)
+
+    if not begins:
+        monkeypatch.setattr(loop, "begin_anew", lambda cache: None)
+    train(made("whole"))
+    assert all(line["kl"] != 0 for line in small.metrics(tmp_path / "whole")[1:])
+    recipe = made("run")
+    for step in (2, 4, 5):
+        stopped_at(step, recipe, monkeypatch)
+    train(recipe)
+    (line,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "row-4"
+    if begins:
+        assert small.metrics(tmp_path / "whole") == small.metrics(tmp_path / "run")
+    assert small.same_weights(tmp_path / "whole" / "model", tmp_path / "run" / "model") is begins
 
 
 def test_lora_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
