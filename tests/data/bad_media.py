@@ -29,10 +29,12 @@ BROKEN: dict[str, tuple[Media, str]] = {
     "half an ogg": ([("audio", "half.ogg")], "half.ogg: the audio is torn: its last page is cut"),
     "mute": ([("video", "mute.mp4"), ("audio", "mute.mp4")], "mute.mp4: got no sound track, only video"),
     "nan": ([("audio", "nan.wav")], "nan.wav: got 1 samples that are NaN"),
+    "loud": ([("audio", "loud.wav")], "loud.wav: got samples of up to 2.5e+29; full scale is 1"),
+    "half without its index": ([("video", "half.mp4")], "half.mp4: the video is torn: its box mdat lacks"),
     "long": ([("audio", "long.wav")], "long.wav: got 5.00 s of sound; this model hears at most 4.00 s"),
     "no film": ([("video", "wave.wav")], "wave.wav: got no video stream, only audio"),
     "still": ([("video", "still.png")], "still.png: got 1 frame; a video has 2 or more"),
-    "empty sound": ([("audio", "empty.wav")], "empty.wav: "),
+    "empty sound": ([("audio", "empty.wav")], "empty.wav: got an empty sound track, 0 s"),
     "empty film": ([("video", "empty.mp4")], "empty.mp4: the video cannot be read"),
     "odd rate": ([("audio", "rate11127.wav")], "rate11127.wav: got sound at 11127 Hz"),
     "absurd": ([("video", "absurd.mkv")], "absurd.mkv: got 1000000000000.0 s; allowed are 600"),
@@ -62,6 +64,7 @@ def write_rows(folder: Path) -> tuple[Path, dict[str, str]]:
 
 def _files() -> dict[str, bytes]:
     film = clips.mp4(16, sound=clips.tone(2.0), movflags="faststart")
+    behind = clips.mp4(16, sound=clips.tone(2.0))  # its index stands at its end, as most writers put it
     stream = clips.mp4(16, sound=clips.tone(2.0), suffix="mpegts")
     ogg = clips.encoded(clips.tone(2.0), "ogg", "libopus")
     picture = BytesIO()
@@ -74,6 +77,7 @@ def _files() -> dict[str, bytes]:
     files = {
         "film.mp4": film,
         "torn.mp4": film[: len(film) // 2],
+        "half.mp4": behind[: len(behind) // 2],
         "half.ts": stream[: len(stream) // 2 + 60],  # exactly half ends between two packets: nobody can know
         "half.ogg": ogg[: len(ogg) // 2],
         "mute.mp4": clips.mp4(16),
@@ -84,6 +88,7 @@ def _files() -> dict[str, bytes]:
         "wave.wav": clips.wav(clips.tone(2.0)),
         "clipped.wav": clips.wav(np.clip(8 * clips.tone(2.0), -1, 1)),
         "nan.wav": clips.wav(with_nan),
+        "loud.wav": clips.wav(1e30 * clips.tone(2.0)),
         "long.wav": clips.wav(clips.tone(5.0)),
         "empty.wav": clips.wav(np.zeros(0, np.int16)),
     }

@@ -30,7 +30,7 @@ def test_wav_samples_are_exact(tmp_path: Path) -> None:
     medium = decode(MediumRef("audio", "a.zip#a.wav", root=str(tmp_path)), LIMITS)
     assert medium.waveform is not None and np.array_equal(medium.waveform, values / np.float32(32768))
     assert np.array_equal(
-        heard(wav(np.array([128, 255, 0, 192] * 50, np.uint8))), [0, 127 / 128, -1, 0.5] * 50
+        heard(wav(np.array([128, 255, 0, 192] * 100, np.uint8))), [0, 127 / 128, -1, 0.5] * 100
     )
     assert np.array_equal(heard(wav(tone(0.1))), tone(0.1))
 
@@ -83,6 +83,11 @@ def test_a_wav_from_a_pipe_is_whole(told: int) -> None:
         decode(torn, LIMITS)
 
 
+def test_sound_beyond_full_scale_is_taken_up_to_40_decibels() -> None:
+    """Files in floats may be that loud; a file of integers that was never scaled is louder."""
+    assert np.array_equal(heard(wav(40 * tone(0.1))), 40 * tone(0.1))
+
+
 def test_clipped_sound_is_taken_as_it_is() -> None:
     clipped = np.clip(8 * tone(0.5), -1, 1)
     assert np.array_equal(heard(wav(clipped)), clipped)
@@ -92,15 +97,33 @@ def test_clipped_sound_is_taken_as_it_is() -> None:
     ("content", "message"),
     [
         (mp4(8), "got no sound track, only video"),
-        (wav(np.zeros(0, np.int16)), "a.wav: "),
+        (wav(np.zeros(0, np.int16)), "a.wav: got an empty sound track, 0 s; remove its row"),
+        (wav(np.zeros(399, np.int16)), r"got sound of 399 samples, 0.0249 s; allowed are 0.025 s and more"),
         (wav(np.array([0, np.nan, 0.5, np.inf] * 9, np.float32)), "18 samples that are NaN or infinite"),
+        (
+            wav(8191 * tone(0.5)),
+            r"got samples of up to 2.05e\+03; full scale is 1, .* divide them by .* \(32768",
+        ),
+        (wav(1e30 * tone(0.5)), r"got samples of up to 2.5e\+29"),  # finite, and its log-mel features are not
         (wav(tone(0.5), rate=11_127), "sound at 11127 Hz"),
-        (wav(tone(2.0))[:40_000], "a.wav: the audio is torn"),
+        (wav(tone(2.0))[:40_000], r"a.wav: the audio is torn: its packet (\d+) of \1 is cut or damaged"),
         (mp4(0, sound=tone(), movflags="+faststart")[:8000], "a.wav: the audio is torn"),
         (b"no sound at all", "a.wav: the sound cannot be read"),
         (b"", "a.wav: the sound cannot be read"),
     ],
-    ids=["no track", "empty", "nan", "rate", "half", "half aac", "text", "nothing"],
+    ids=[
+        "no track",
+        "empty",
+        "short",
+        "nan",
+        "unscaled",
+        "huge",
+        "rate",
+        "half",
+        "half aac",
+        "text",
+        "nothing",
+    ],
 )
 def test_bad_sound_is_named(content: bytes, message: str) -> None:
     with pytest.raises(MediaError, match=message):

@@ -147,9 +147,10 @@ def test_half_a_video_is_refused_before_decord_sees_it(
     whole = made[name] if name in made else real(name)
     decode(inline(whole), LIMITS)
     monkeypatch.setattr(room, "by_decord", lambda data, plan: pytest.fail("decord may end the process"))
-    with pytest.raises(
-        MediaError, match=r"half.mp4: (the video (is torn|cannot be read)|got (no|a) video stream)"
-    ):
+    said = r"the video (is torn|cannot be read)|got (no|an empty) video stream"
+    if name in ("mp4", "faststart"):
+        said = r"the video is torn: its box m\w+ lacks \d+ bytes; get the whole file"
+    with pytest.raises(MediaError, match=f"half.mp4: ({said})"):
         decode(MediumRef("video", "half.mp4", content=whole[: int(share * len(whole))]), LIMITS)
 
 
@@ -159,7 +160,10 @@ def test_half_a_video_is_refused_before_decord_sees_it(
         (wav(tone()), "got no video stream, only audio"),
         (mp4(0, sound=tone()), "got no video stream, only audio"),
         (b"", "the video cannot be read"),
-        (b"no film at all", "the video cannot be read"),
+        (
+            b"no film at all",
+            r"the video cannot be read \(Invalid data found when processing input\); allowed",
+        ),
     ],
 )
 def test_what_is_no_video_is_refused(content: bytes, message: str) -> None:

@@ -1,6 +1,7 @@
 """Sound: any container, rate and channel count to mono float32 at one rate; the sound track of a video too.
 
-Clipped sound is taken as it is: it is what was recorded, and a model hears loudness all the same.
+Clipped sound is taken as it is: it is what was recorded, and a model hears loudness all the same. Sound far beyond full
+scale is not: it was never scaled to -1..1, and features of what is loud enough are no numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from mmreason.data.media.limits import MediaError, MediaLimits, reading
 
 ALLOWED = "whole files with sound that FFmpeg plays"
 KERNEL = 2**24  # most weights of a resampling filter; rates without a common factor need rate x rate of them
+LOUDEST = 100.0  # times full scale: 40 dB above what a file in integers holds
+SHORTEST = 0.025  # s: the window of which log-mel frames and filterbanks are made
 SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 
@@ -30,7 +33,8 @@ def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
     """Mono float32 [S] at `limits.sampling_rate`, from the start of the file's clock (silence before a late track).
 
     Raises:
-        MediaError: no sound track, nothing in it, torn, damaged, too long, or values that are no numbers.
+        MediaError: no sound track, nothing in it, torn, damaged, too long, shorter than SHORTEST, or values that are no
+            numbers or beyond LOUDEST.
     """
     with reading(name, "sound", ALLOWED), opened(data, name, "audio") as (container, stream):
         rate = _rate(stream, name, limits)
@@ -40,10 +44,18 @@ def decode_audio(data: bytes, name: str, limits: MediaLimits) -> np.ndarray:
             raise MediaError(
                 f"{name}: got {wrong} samples that are NaN or infinite; write it anew or remove its row"
             )
+        if (peak := float(np.abs(wave).max(initial=0.0))) > LOUDEST:
+            raise MediaError(
+                f"{name}: got samples of up to {peak:.3g}; full scale is 1, allowed are {LOUDEST:g}: divide them by "
+                "what full scale is in them (32768 where they were integers of 16 bits), or remove its row"
+            )
         if rate != limits.sampling_rate:
             wave = _resample(wave, rate, limits.sampling_rate)
-    if not len(wave):
-        raise MediaError(f"{name}: got sound of 0 samples; remove its row")
+    if len(wave) < round(SHORTEST * limits.sampling_rate):
+        raise MediaError(
+            f"{name}: got sound of {len(wave)} samples, {len(wave) / limits.sampling_rate:.4f} s; allowed are "
+            f"{SHORTEST:g} s and more: remove its row"
+        )
     return wave
 
 

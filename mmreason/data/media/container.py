@@ -16,6 +16,7 @@ from mmreason.data.media.limits import MediaError, MediaLimits
 
 Kind = Literal["video", "audio"]
 MISSING = {"video": "no video stream", "audio": "no sound track"}
+EMPTY = {"video": "an empty video stream", "audio": "an empty sound track"}
 MICROSECOND = 1e-6
 TS_GAP = 0.7  # s from one time stamp to the next at most (ISO/IEC 13818-1, 2.7.4)
 PIPED = 0x7FFFF000  # bytes from which on a WAV's length is no length
@@ -28,6 +29,10 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
     Raises:
         MediaError: it has none, or the file is cut off.
     """
+    if data[4:8] == b"ftyp" and (
+        why := cut_off(data, "mp4")
+    ):  # its index may be what is lost: FFmpeg opens none then
+        raise _torn(name, kind, why)
     with av.open(BytesIO(_sized(data)), metadata_errors="ignore") as container:
         streams = getattr(container.streams, kind)
         if not streams:
@@ -97,15 +102,17 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
             packets.append(packet)
     spans = [_span(container, p) for p in packets if not p.is_discard and p.pts is not None]
     if not spans:
-        raise MediaError(f"{name}: got {MISSING[stream.type]} with a packet that is shown; remove its row")
+        held = (
+            f"{MISSING[stream.type]} with a packet that is shown" if packets else f"{EMPTY[stream.type]}, 0 s"
+        )
+        raise MediaError(f"{name}: got {held}; remove its row")
     times, end = sorted(start for start, _ in spans), max(end for _, end in spans)
     least = 0.0 if _guessed(stream, packets, claimed) else within(claimed, name, limits)
     promised = (
         0 if stream.codec_context.name.startswith("pcm_") else stream.frames
     )  # AIFF counts samples there
-    torn = any(p.is_corrupt for p in packets) or len(packets) + 1 < 0.98 * promised
     there = last if stream.duration is None else end
-    if torn or there < 0.95 * least - 0.1:
+    if len(packets) + 1 < 0.98 * promised or there < 0.95 * least - 0.1:
         raise _torn(
             name,
             stream.type,
@@ -115,6 +122,9 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
     hole = _hole(times) if container.format.name == "mpegts" else None
     if hole is not None:
         raise _torn(name, stream.type, f"it holds nothing from {hole[0]:.2f} to {hole[1]:.2f} s")
+    damaged = next((i for i, p in enumerate(packets, 1) if p.is_corrupt), None)
+    if damaged is not None:
+        raise _torn(name, stream.type, f"its packet {damaged} of {len(packets)} is cut or damaged")
     within(end, name, limits)
     plain = len(times) == len(packets) == len(set(times))
     return Track(np.array(times), end, plain, tuple(packets))
