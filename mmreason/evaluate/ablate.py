@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmreason.evaluate.letters import lettered
-from mmreason.evaluate.measures import summarise
+from mmreason.evaluate.measures import blind_scores, summarise
 from mmreason.evaluate.rows import EvalRow
 from mmreason.evaluate.store import compare
 from mmreason.types import DecodedMedium, MediaKind, Rendered, Sample
@@ -146,14 +146,18 @@ def touched(ablation: Ablation, samples: Sequence[Sample]) -> list[Sample]:
 def ablation_block(plain: Sequence[EvalRow], rows: Sequence[EvalRow]) -> dict[str, Any]:
     """What an ablation did to the rows it touches: `summarise(rows)`, and beside it what they were.
 
+    `plain` are all rows that were evaluated, touched or not: blind guessing is judged on them, since the best constant
+    answer of the few that are asked again follows their noise.
+
     Keys added: `plain` (`{overall, by_modality}` of the same questions untouched) and `delta`
     (`compare`: ablated minus plain, paired).
     """
     asked = {(row.source, row.id) for row in rows}
     whole = [row for row in plain if (row.source, row.id) in asked]
-    before = summarise(whole)
+    blind = blind_scores(plain)
+    before = summarise(whole, blind)
     return {
-        **summarise(rows),
+        **summarise(rows, blind),
         "plain": {key: before[key] for key in ("overall", "by_modality")},
         "delta": compare(whole, rows),
     }

@@ -25,13 +25,17 @@ def evaluate_rows(
     return summarise([judge(*row) for row in zip(samples, completions, lengths, strict=True)])
 
 
-def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[EvalRow], blind: Mapping[tuple[str, str], float] | None = None
+) -> dict[str, Any]:
     """The block that `eval.json` holds for a stage.
+
+    `blind` is `blind_scores` of all rows that were evaluated together, where these are only some of them.
 
     Keys: overall, by_group, by_modality, by_problem_type, by_kind, by_source (name -> measures; see `parts`),
     by_difficulty (a list of measures with lo and hi).
     """
-    blind = blind_scores(rows)
+    blind = blind_scores(rows) if blind is None else blind
     return {
         "overall": measures(rows, blind),
         **{

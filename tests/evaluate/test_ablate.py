@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,16 @@ def test_a_block_holds_both_answers_to_the_same_questions(folder: Path) -> None:
     assert (block["overall"]["n"], block["overall"]["accuracy"]) == (4, 0.25)
     assert (block["plain"]["overall"]["n"], block["plain"]["overall"]["accuracy"]) == (4, 1.0)
     assert block["delta"]["overall"]["mean"] == -0.75 and block["delta"]["by_modality"]["av"]["n"] == 4
+
+
+def test_chance_is_that_of_all_rows_however_few_are_asked_again(folder: Path) -> None:
+    """Eight counts, 1 to 8: a constant scores 1/8. Of the two asked again it would score 1/2, after the fact."""
+    rows = [replace(sample(folder, "a.png", id=f"p{i}"), solution=str(i + 1)) for i in range(8)]
+    plain = [judge(s, "<think>x</think><answer>1</answer>", 5) for s in rows]
+    block = ablation_block(plain, plain[6:])
+    assert block["plain"]["overall"]["chance"] == block["overall"]["chance"] == 0.0  # the constant is 1
+    assert ablation_block(plain, plain[:2])["plain"]["by_modality"]["image"]["chance"] == 0.5
+    assert ablation_block(plain, plain)["overall"]["chance"] == 1 / 8
 
 
 def test_the_command_asks_the_model_again_without_a_sense(

@@ -16,7 +16,7 @@ from mmreason.data.media.limits import MediaError, MediaLimits
 
 Kind = Literal["video", "audio"]
 MISSING = {"video": "no video stream", "audio": "no sound track"}
-EMPTY = {"video": "an empty video stream", "audio": "an empty sound track"}
+EMPTY = {"video": "an empty video stream, 0 s", "audio": "an empty sound track, 0 s"}
 MICROSECOND = 1e-6
 TS_GAP = 0.7  # s from one time stamp to the next at most (ISO/IEC 13818-1, 2.7.4)
 PIPED = 0x7FFFF000  # bytes from which on a WAV's length is no length
@@ -29,9 +29,8 @@ def opened(data: bytes, name: str, kind: Kind) -> Iterator[tuple[Any, Any]]:
     Raises:
         MediaError: it has none, or the file is cut off.
     """
-    if data[4:8] == b"ftyp" and (
-        why := cut_off(data, "mp4")
-    ):  # its index may be what is lost: FFmpeg opens none then
+    # before FFmpeg sees an MP4: it opens none whose index is what is lost, and does not say why
+    if data[4:8] == b"ftyp" and (why := cut_off(data, "mp4")):
         raise _torn(name, kind, why)
     with av.open(BytesIO(_sized(data)), metadata_errors="ignore") as container:
         streams = getattr(container.streams, kind)
@@ -102,9 +101,7 @@ def survey(container: Any, stream: Any, name: str, limits: MediaLimits) -> Track
             packets.append(packet)
     spans = [_span(container, p) for p in packets if not p.is_discard and p.pts is not None]
     if not spans:
-        held = (
-            f"{MISSING[stream.type]} with a packet that is shown" if packets else f"{EMPTY[stream.type]}, 0 s"
-        )
+        held = f"{MISSING[stream.type]} with a packet that is shown" if packets else EMPTY[stream.type]
         raise MediaError(f"{name}: got {held}; remove its row")
     times, end = sorted(start for start, _ in spans), max(end for _, end in spans)
     least = 0.0 if _guessed(stream, packets, claimed) else within(claimed, name, limits)

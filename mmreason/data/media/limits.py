@@ -68,9 +68,7 @@ def reading(name: str, kind: str, allowed: str) -> Iterator[None]:
     except MediaError:
         raise
     except Exception as error:  # a broken file may raise anything in a decoder
-        why = (
-            getattr(error, "strerror", None) or error
-        )  # of FFmpeg's: without its number and its name of the file
+        why = getattr(error, "strerror", None) or error  # of FFmpeg's: without their numbers
         raise MediaError(
             f"{name}: the {kind} cannot be read ({why}); allowed are {allowed}: repair it or remove its row"
         ) from error
