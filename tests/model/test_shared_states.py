@@ -17,15 +17,15 @@ from mmreason.model.shared_attention import Layout, Span, attention_of
 from mmreason.model.shared_fit import needs_side_by_side, unpackable, untrainable
 from mmreason.model.shared_states import State, joined
 from mmreason.train.micro import Sharing
-from mmreason.train.step import Objective
+from mmreason.train.step import Objective, train_step
 from mmreason.types import Rendered
 from tests.model.groups import Scores, apart, plain, rows_of, shared, transformers_own, with_adapters
 from tests.model.test_shared_forward import GRADIENTS, VALUES, assert_equal, behind, groups_of
 from tests.rollout.mixes import prompts_of
 from tests.rollout.test_ends import HYBRIDS
 from tests.tiny import TEXTS, tiny_model_config
-from tests.train.rows import sft_rows
-from tests.train.test_step import difference, step_grads, trainer_of
+from tests.train.rows import grpo_rows, sft_rows
+from tests.train.test_step import difference, objective_of, step_grads, trainer_of
 
 
 @pytest.fixture(params=sorted(HYBRIDS))
@@ -218,6 +218,18 @@ def test_mutants_fail(mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch:
     mutant(monkeypatch)
     values, gradient, _ = apart(wanted, shared(loaded, groups))
     assert (values > 1e-3) == (mutant is not detached) and gradient > 1e-2
+
+
+def test_the_first_step_s_check_names_the_layer_and_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = hybrid("qwen3_5")
+    rows = [row for row in grpo_rows(loaded.processor, 6) if row.group != 1]
+    trainer = trainer_of(loaded)
+    trainer.sharing = Sharing("require")
+    from_nothing(monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"first layer to differ is layer 0 \(linear_attention, Qwen3_5DecoderLayer\)"
+    ):
+        train_step(trainer, rows, objective_of(loaded), 0.0)
 
 
 def test_columns_of_short_prompts_begin_with_zeros() -> None:
