@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -29,6 +30,10 @@ HEARING = [
     {**WHISPER, "max_source_positions": 200, "audio_merge": 10},
     {**AST, "max_length": 400, "audio_merge": 5},
 ]
+
+BARE = """{%- for message in messages -%}<|im_start|>{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- else -%}{{ '<|' + part['type'] + '_pad|>' }}{%- endif -%}
+{%- endfor -%}<|im_end|>{%- endfor -%}"""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,18 @@ def test_other_sound_is_a_run_of_its_own(loaded: Loaded, folder: Path, parts: tu
     row = rendered(loaded.processor, sample(folder, *parts))
     assert sorted(run for run in runs(row) if run[0]) == [(2, 128), (3, 25)]
     assert row.media["audio_order"].tolist() == [list(range(25))]
+
+
+def test_a_template_that_would_join_them_is_refused(loaded: Loaded, folder: Path) -> None:
+    """Placeholders that touch are one clock to the processor: a.wav would pass for the film's own sound."""
+    processor = copy.copy(loaded.processor)
+    processor.chat_template = BARE
+    with pytest.raises(
+        RenderError, match=r"rows:1: a.wav is not the sound of the video before it, .* put words"
+    ):
+        rendered(processor, sample(folder, "video:a.mp4", "audio:a.mp4", "or", "video:b.mp4", "audio:a.wav"))
+    for parts in (("video:a.mp4", "audio:a.mp4"), ("video:a.mp4", "and", "audio:a.wav"), ("audio:a.wav",)):
+        rendered(processor, sample(folder, *parts, "What?"))
 
 
 def test_several_films_of_a_row_keep_their_own_clocks(loaded: Loaded, folder: Path) -> None:

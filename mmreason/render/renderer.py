@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -268,6 +269,7 @@ class Renderer:
                     f"row {sample.id}: the chat template writes {written} {kind} placeholders for {given} {kind} "
                     "parts; give a template that writes one for each as model.chat_template"
                 )
+        self._keeps_apart(sample, text, turns)
         pieces: list[_Piece] = []
         if turns and turns[0]["role"] == "system" and not any("medium" in p for p in turns[0]["content"]):
             system = self._chat.system(turns[0])
@@ -279,6 +281,20 @@ class Renderer:
         role: RoleName = turns[-1]["role"] if turns else "user"
         pieces.append(_Piece(text[: len(text) - cut], role, media=used))
         return [*pieces, _Piece(header, "assistant")] if cut else pieces
+
+    def _keeps_apart(self, sample: Sample, text: str, turns: Sequence[dict[str, Any]]) -> None:
+        """Refuse a template that writes a sound of another file as a video's own."""
+        parts = [part for turn in turns for part in turn["content"]]
+        other = [part["medium"] for part in parts if part.get("apart")]
+        own = sum(
+            (a["type"], b["type"]) == ("video", "audio") and "apart" not in b for a, b in pairwise(parts)
+        )
+        if other and text.count(self._tokens["video"] + self._tokens["audio"]) > own:
+            raise RenderError(
+                f"row {sample.id}: {sample.media[other[0]].path} is not the sound of the video before it, but the chat "
+                "template writes it as if it were; put words between the two, or give a template that minds a part's "
+                "`apart` as model.chat_template"
+            )
 
     def _starts_special(self, text: str) -> bool:
         return any(text.startswith(token) for token in self._added)

@@ -98,6 +98,16 @@ def test_chat_answers_about_a_picture_and_refuses_what_is_none(run: Path, tmp_pa
         mm("chat", run / "model", "which colour?", "--image", tmp_path / "none.png")
 
 
+def test_chat_puts_a_films_own_sound_behind_it() -> None:
+    from mmreason.cli.chat import together
+
+    a, b, c = Path("a.mp4"), Path("b.mp4"), Path("c.wav")
+    assert together([("video", a), ("video", b), ("audio", c), ("audio", b), ("audio", a)]) == [
+        ("audio", c), ("video", a), ("audio", a), ("video", b), ("audio", b)
+    ]  # fmt: skip
+    assert together([("image", a), ("audio", c)]) == [("image", a), ("audio", c)]
+
+
 def test_export_writes_the_same_weights_once(run: Path, tmp_path: Path) -> None:
     (checkpoint, *_) = sorted(run.glob("checkpoint-*"))
     mm("export", checkpoint, tmp_path / "out")
