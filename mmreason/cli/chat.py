@@ -45,7 +45,8 @@ def together(media: Sequence[tuple[MediaKind, Path]]) -> list[tuple[MediaKind, P
     """
     films = [path for kind, path in media if kind == "video"]
     sounds = [path for kind, path in media if kind == "audio"]
-    out = [(kind, path) for kind, path in media if kind == "image" or (kind == "audio" and path not in films)]
+    alone = [kind == "image" or (kind == "audio" and path not in films) for kind, path in media]
+    out = [medium for medium, single in zip(media, alone, strict=True) if single]
     for film in films:
         out.append(("video", film))
         if film in sounds:
