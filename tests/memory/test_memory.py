@@ -163,6 +163,21 @@ def test_what_is_spread_is_hand_computed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rollouts_module_by_module_hold_no_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was gathered, ZeRO-3 keeps LIVE numbers; rows that share no prompt are the same in both."""
+    monkeypatch.setattr("mmreason.memory.spread.LIVE", 1000)
+
+    def told(gather: str) -> Memory:
+        keys = {"deepspeed": "zero3", "shared_prefix": "off", "rollout": {"gather": gather}}
+        return predicted(debug(tmp_path, "grpo", **keys), Room(10**12, on_cpu=True, processes=8))
+
+    whole, apart = told("whole").moments["rollout"], told("modules").moments["rollout"]
+    assert whole - apart == predicted(debug(tmp_path, "grpo")).weights - 4 * 1000
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_helps(tmp_path: Path) -> None:
     recipe = debug(tmp_path, "grpo")
     whole = predicted(recipe).total
