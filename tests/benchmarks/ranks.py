@@ -3,8 +3,9 @@
     python tests/benchmarks/ranks.py --json F [--processes 1 2] [--deepspeed zero2] [--steps 12]
 
 Each process keeps its work: two of them learn from twice as many groups. Every number is of the same run: the median of
-steps but the first two (`tokens/forward` over `time/total`, all processes together), and for each process the most that
-it had resident. Bind it to as many cores as processes on an otherwise quiet machine (`taskset -c 0,1`).
+steps but the first two (`tokens/forward` over `time/total`, all processes together), the same tokens over the processor
+seconds of all processes in these steps, and for each process the most that it had resident. Seconds on the wall tell
+something on as many cores as processes and an otherwise quiet machine (`taskset -c 0,1`); processor seconds elsewhere too.
 """
 
 from __future__ import annotations
@@ -59,13 +60,15 @@ def measured(shape: Shape, processes: int, steps: int, deepspeed: str | None) ->
         recipe.num_threads, recipe.deepspeed = 1, deepspeed
         (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         command = [sys.executable, "-m", "mmreason.cli", "launch", str(folder / "recipe.yaml")]
-        peaks = watched([*command, "--nproc", str(processes)], processes)
-        lines = [json.loads(line) for line in (folder / "auto" / "metrics.jsonl").read_text().splitlines()]
+        log = folder / "auto" / "metrics.jsonl"
+        peaks, cpu = watched([*command, "--nproc", str(processes)], processes, log, steps)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
     counted = lines[FIRST:]
     return {
         "processes": processes,
         "deepspeed": deepspeed,
         "tokens_a_second": statistics.median(m["tokens/forward"] / m["time/total"] for m in counted),
+        "tokens_a_cpu_second": sum(m["tokens/forward"] for m in counted) / cpu,
         "step_s": statistics.median(m["time/total"] for m in counted),
         "rollout_s": statistics.median(m["time/collect"] for m in counted),
         "peak_rss": peaks,
@@ -73,15 +76,21 @@ def measured(shape: Shape, processes: int, steps: int, deepspeed: str | None) ->
     }
 
 
-def watched(command: list[str], processes: int) -> list[int]:
-    """Run it; the most bytes that each of its training processes had resident."""
+def watched(command: list[str], processes: int, log: Path, steps: int) -> tuple[list[int], float]:
+    """Run it; the most bytes that each of its training processes had resident, and processor seconds of all of them
+    from the FIRST line of `log` on to that of the last step.
+    """
     run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peaks: dict[int, int] = {}
+    taken: dict[int, dict[int, float]] = {}  # lines that were written -> the first seen of each process
     while run.poll() is None:
+        written = log.read_text().count("\n") if log.is_file() else 0
         for child in psutil.Process(run.pid).children(recursive=True):
             try:
                 if "train" in child.cmdline():
                     peaks[child.pid] = max(peaks.get(child.pid, 0), child.memory_info().rss)
+                    times = child.cpu_times()
+                    taken.setdefault(written, {}).setdefault(child.pid, times.user + times.system)
             except psutil.Error:  # it has ended meanwhile
                 continue
         time.sleep(0.05)
@@ -89,7 +98,7 @@ def watched(command: list[str], processes: int) -> list[int]:
         raise SystemExit(
             f"{' '.join(command)} ended with {run.returncode}, {len(peaks)} training processes seen"
         )
-    return sorted(peaks.values())
+    return sorted(peaks.values()), sum(taken[steps].values()) - sum(taken[FIRST].values())
 
 
 if __name__ == "__main__":
