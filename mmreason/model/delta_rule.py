@@ -47,7 +47,7 @@ def exact_decays(model: Any) -> Iterator[None]:
 def _rooms(model: nn.Module) -> list[Any]:
     """The Python modules that hold the model's code and a rule."""
     names = sorted({type(module).__module__ for module in model.modules()})
-    return [sys.modules[name] for name in names if hasattr(sys.modules[name], REFERENCE)]
+    return [room for name in names if hasattr(room := sys.modules.get(name), REFERENCE)]
 
 
 def delta_rule(

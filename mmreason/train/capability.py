@@ -19,7 +19,7 @@ FAMILIES = (
     "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen2_audio qwen2_5_omni_thinker llava llava_onevision internvl "
     "gemma3 paligemma mistral3 smolvlm idefics3 glm4v lfm2_vl voxtral"
 ).split()
-LLMS = "llama mistral qwen2 qwen3 qwen3_moe gemma2 gemma3_text gpt_oss qwen3_next".split()
+LLMS = "llama mistral qwen2 qwen3 qwen3_moe gemma2 gemma3_text gpt_oss qwen3_next olmo_hybrid".split()
 
 
 @dataclass(frozen=True)
