@@ -120,12 +120,16 @@ def copy_adapters(source: nn.Module, target: nn.Module) -> None:
 PLAIN = """
 import sys
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
 
 assert not any(name.startswith("mmreason") for name in sys.modules)
 folder, inputs, outputs = sys.argv[1:4]
+with safe_open(inputs, "pt") as file:
+    told = file.metadata() or {}
+torch.set_num_threads(int(told.get("torch_threads", torch.get_num_threads())))
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 named = "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
 listed = type(config) in AutoModelForImageTextToText._model_mapping
@@ -171,6 +175,7 @@ def write_probe(model: nn.Module, family: Family, rows: Mapping[str, Rendered], 
 
     Returns:
         The file; its tensors are `image.input_ids`, `image.attention_mask`, `image.pixel_values`, `image.logits` ...
+        and its metadata `torch_threads`: with another number of threads sums are rounded otherwise (1e-5).
 
     Raises:
         ValueError: the folder does not load, or its logits are not those of `model`.
@@ -183,13 +188,14 @@ def write_probe(model: nn.Module, family: Family, rows: Mapping[str, Rendered], 
             inputs["mm_token_type_ids"] = row.token_types[None]
         tensors |= {f"{name}.{argument}": tensor.clone() for argument, tensor in inputs.items()}
     beside = path.with_name(path.name + ".tmp")
-    save_file(tensors, beside)
+    metadata = {"torch_threads": str(torch.get_num_threads())}
+    save_file(tensors, beside, metadata)
     logits = plain_logits(folder, beside)
     for name in rows:
         inputs = {key.partition(".")[2]: t for key, t in tensors.items() if key.partition(".")[0] == name}
         _same(logits[f"{name}.logits"], _logits(model, inputs), folder)
     tensors |= logits
-    save_file(tensors, beside)
+    save_file(tensors, beside, metadata)
     beside.replace(path)
     return path
 
