@@ -64,8 +64,9 @@ def test_without_the_guard(model: Path, tmp_path: Path, case: Case) -> None:
 @pytest.mark.slow
 def test_rollouts_of_weights_that_lie_apart(model: Path, tmp_path: Path) -> None:
     """Films and sounds on one rank and pictures on the other; long and short completions; prompts on one rank only."""
-    assert in_ranks(model, tmp_path, DECODED_APART) == [0, 0]
-    for case in DECODED_APART:
+    cases = [*DECODED_APART, Case("zero3_offload", "lengths", max_tokens=200, apart=True)]
+    assert in_ranks(model, tmp_path, cases) == [0, 0]
+    for case in cases:
         check(model, tmp_path, case)
 
 
