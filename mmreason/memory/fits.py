@@ -1,6 +1,6 @@
 """What GRPO of published model shapes needs on each GPU, predicted without weights and without data.
 
-`python -m mmreason.memory.fits` prints the tables of docs/scale.md; with two processors' cores it takes some minutes.
+`python -m mmreason.memory.fits` prints what docs/scale.md tells in one table; it takes a quarter of an hour of one core.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def film(loaded: Loaded, frames: int) -> Rendered:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Print both tables as they stand in docs/scale.md."""
+    """Print the table of bytes and that of the longest prompts."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--frames", nargs="+", type=int, default=[16, 128, 256])
