@@ -1,6 +1,6 @@
 """What GRPO of published model shapes needs on each GPU, predicted without weights and without data.
 
-`python -m mmreason.memory.fits` prints what docs/scale.md tells in one table; it takes a quarter of an hour of one core.
+`python -m mmreason.memory.fits` prints what docs/scale.md tells in one table; it takes a quarter of an hour of a core.
 """
 
 from __future__ import annotations

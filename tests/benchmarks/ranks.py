@@ -5,7 +5,7 @@
 Each process keeps its work: two of them learn from twice as many groups. Every number is of the same run: the median of
 steps but the first two (`tokens/forward` over `time/total`, all processes together), the same tokens over the processor
 seconds of all processes in these steps, and for each process the most that it had resident. Seconds on the wall tell
-something on as many cores as processes and an otherwise quiet machine (`taskset -c 0,1`); processor seconds elsewhere too.
+something on as many cores as processes and an otherwise quiet machine (`taskset -c 0,1`); the others elsewhere too.
 """
 
 from __future__ import annotations
