@@ -117,7 +117,8 @@ def in_batches(
 def fixed_batches(
     model: Any, lengths: Sequence[int], count: int, params: SamplingParams
 ) -> list[list[Share]]:
-    """The batches of `in_batches` where every row holds its own prompt; no memory is looked at or run out of."""
+    """The batches of `in_batches` where every row holds its own prompt; none is tried again in halves
+    where memory runs out."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     left = [Share(i, 0, count) for i in order]
     most = None if params.kv_bytes is None else (params.kv_bytes, kept_by(model))

@@ -12,7 +12,7 @@ import torch
 
 from mmreason.model.load import load_model
 from mmreason.render import Renderer
-from mmreason.rollout import budget, forked, generate
+from mmreason.rollout import budget, forked, generate, in_step
 from mmreason.rollout.budget import Kept, Share, capacities, held, in_batches, kept_by, out_of_memory
 from mmreason.rollout.forked_cache import ForkedLayer, ForkedState
 from mmreason.rollout.sampling import SamplingParams
@@ -187,6 +187,40 @@ def test_other_errors_are_no_lack_of_memory(loaded: Any) -> None:
 
     with pytest.raises(RuntimeError, match="size mismatch"):
         in_batches(loaded.model, LENGTHS, 4, SamplingParams(5), broken, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), ValueError),
+        (RuntimeError("size mismatch"), RuntimeError),
+    ],
+    ids=["memory", "other"],
+)
+def test_ranks_in_step_name_what_helps(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+) -> None:
+    """They cannot try a smaller batch, as the others are inside this one."""
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(in_step, "decode_rows", fails)
+    renderer, prompts = Renderer(loaded.processor), prompts_of(loaded, ["i"])
+    message = (
+        r"rollout of 2 rows, .*lower rollout.max_rows or set" if raised is ValueError else "size mismatch"
+    )
+    with pytest.raises(raised, match=message):
+        in_step.generate(
+            loaded.model,
+            loaded.family,
+            renderer,
+            prompts,
+            2,
+            SamplingParams(5),
+            largest=int,
+            beside=lambda _: [],
+        )
 
 
 def test_what_the_cpu_says() -> None:
