@@ -54,6 +54,11 @@ def look(client: Client, model: Any) -> Facts:
         name: getattr(config.get_text_config(decoder=True), name, None) for name in NUMBERS
     }
     for worker in workers:
+        if missing := [name for name in COMPARED if name not in worker]:
+            raise Refused(
+                f"{client.base_url}: the server does not tell its {', '.join(missing)}: it was started by an older "
+                f"mmreason; start it again: {SERVE}"
+            )
         wrong = [
             f"{name} {worker.get(name)} (the run's: {ours[name]})"
             for name in COMPARED

@@ -146,6 +146,15 @@ def test_a_server_that_does_not_fit(fake: Fake, ask: Ask, facts: dict[str, Any],
         ask()
 
 
+def test_a_server_that_an_older_version_started(fake: Fake, ask: Ask):
+    old = {name: value for name, value in FACTS.items() if name != "intermediate_size"}
+    fake.answers["/collective_rpc"] = {"results": [old | fake.stamp]}
+    with pytest.raises(
+        ValueError, match="does not tell its intermediate_size: .* older mmreason; start it again"
+    ):
+        ask()
+
+
 def bent(fake: Fake, bend: Callable[[Any], Any]) -> None:
     """Let completions be bent by `bend` before they are sent."""
     fake.answers["/v1/chat/completions"] = lambda body: bend(fake.complete(body))
