@@ -64,7 +64,10 @@ def _tell(there: Connection, shape: Shape, shared_prefix: str, threads: int) -> 
 
 
 def measured(shape: Shape, shared_prefix: str) -> dict[str, float]:
-    """`{saved_bytes, flops, peak_rss_bytes, before_step_rss_bytes, seconds}` of one update in this process."""
+    """`{saved_bytes, flops, peak_rss_bytes, before_step_rss_bytes, seconds}` of one update in this process.
+
+    The seconds include the counting of FLOPs; `bench step` times without it.
+    """
     with workplace(shape) as folder:
         method, trainer = prepared(shape, folder, shared_prefix)
         with method.context.encoding():

@@ -156,8 +156,10 @@ def ablation_block(plain: Sequence[EvalRow], rows: Sequence[EvalRow]) -> dict[st
     whole = [row for row in plain if (row.source, row.id) in asked]
     blind = blind_scores(plain)
     before = summarise(whole, blind)
+    same = {(row.source, row.id, row.solution) for row in whole}
+    unchanged = all((row.source, row.id, row.solution) in same for row in rows)
     return {
-        **summarise(rows, blind),
+        **summarise(rows, blind if unchanged else None),
         "plain": {key: before[key] for key in ("overall", "by_modality")},
         "delta": compare(whole, rows),
     }

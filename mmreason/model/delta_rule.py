@@ -11,10 +11,11 @@ Shapes: N rows, T tokens, H heads (of keys and queries H or fewer), widths K and
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def exact_decays(model: Any) -> Iterator[None]:
 
     Keep it open over the backward pass: recomputed activations (gradient checkpointing) run it anew.
     """
-    rooms = [] if importlib.util.find_spec("fla") else _rooms(bare(model))
+    rooms = [] if _has_kernels() else _rooms(bare(model))
     before = [getattr(room, REFERENCE) for room in rooms]
     for room in rooms:
         setattr(room, REFERENCE, delta_rule)
@@ -42,6 +43,16 @@ def exact_decays(model: Any) -> Iterator[None]:
     finally:
         for room, rule in zip(rooms, before, strict=True):
             setattr(room, REFERENCE, rule)
+
+
+@cache
+def _has_kernels() -> bool:
+    """Whether flash-linear-attention can be imported; where it fails to, transformers runs its own rule."""
+    try:
+        importlib.import_module("fla")
+    except Exception:  # whatever a package that does not fit the machine raises
+        return False
+    return True
 
 
 def _rooms(model: nn.Module) -> list[Any]:

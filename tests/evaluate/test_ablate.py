@@ -188,6 +188,8 @@ def test_chance_is_that_of_all_rows_however_few_are_asked_again(folder: Path) ->
     assert block["plain"]["overall"]["chance"] == block["overall"]["chance"] == 0.0  # the constant is 1
     assert ablation_block(plain, plain[:2])["plain"]["by_modality"]["image"]["chance"] == 0.5
     assert ablation_block(plain, plain)["overall"]["chance"] == 1 / 8
+    lettered = [replace(row, solution=letter) for row, letter in zip(plain[:4], "AAAB", strict=True)]
+    assert ablation_block(plain, lettered)["overall"]["chance"] == 3 / 4  # of the constant letter
 
 
 def test_the_command_asks_the_model_again_without_a_sense(

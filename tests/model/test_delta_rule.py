@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -105,10 +105,12 @@ def test_it_stands_in_as_long_as_it_is_open(monkeypatch: pytest.MonkeyPatch) -> 
         assert getattr(code, REFERENCE) is delta_rule
         raise KeyError
     assert getattr(code, REFERENCE) is theirs
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "fla" or found(name))
-    with exact_decays(loaded.model):  # a kernel is there: it is not the reference that runs
-        assert getattr(code, REFERENCE) is theirs
+    monkeypatch.setattr(room, "_has_kernels", room._has_kernels.__wrapped__)
+    for fla, rule in ((ModuleType("fla"), theirs), (None, delta_rule)):
+        # with a kernel it is not the reference that runs; None: the package is there and cannot be imported
+        monkeypatch.setitem(sys.modules, "fla", fla)
+        with exact_decays(loaded.model):
+            assert getattr(code, REFERENCE) is rule
 
 
 @pytest.mark.parametrize("mode", ["off", "require"])
