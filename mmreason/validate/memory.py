@@ -13,6 +13,7 @@ from mmreason.memory import Memory, estimate, remedies
 from mmreason.model.load import Loaded
 from mmreason.render import Renderer
 from mmreason.schema import GRPOStage, Recipe, StageConfig
+from mmreason.train.deepspeed_config import gathers
 from mmreason.validate.rendering import Seen, joined, rows_of
 from mmreason.validate.report import Report
 
@@ -75,10 +76,30 @@ def predict(
         world=room.processes,
         on_cpu=room.on_cpu,
     )
-    memory = report.memory[stage.name] = predicted(recipe, stage)
-    lacking = room.lacks(memory)
-    if lacking:
+    whole = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    recipe, memory = _as_it_gathers(recipe, stage, predicted, room, whole)
+    report.memory[stage.name] = memory
+    if room.lacks(memory):
         report.add([_too_large(recipe, stage, memory, room, predicted)])
+
+
+def _as_it_gathers(
+    recipe: Recipe, stage: StageConfig, predicted: partial[Memory], room: Room, whole: int
+) -> tuple[Recipe, Memory]:
+    """What a stage needs, and the recipe that it is said of: with the way that `rollout.gather: auto` will take.
+
+    `whole` are the bytes of all weights. A run gathers them at once where 1.5 times as many are free; where that is
+    not sure, the larger of both ways is told.
+    """
+    memory = predicted(recipe, stage)
+    chooses = recipe.rollout.gather == "auto" and recipe.rollout.engine == "local" and gathers(recipe)
+    if not chooses or memory.moments.get("rollout", 0) + whole // 2 <= room.size:
+        return recipe, memory
+    apart = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"gather": "modules"})})
+    by_modules = predicted(apart, stage)
+    if room.lacks(memory) or by_modules.total > memory.total:
+        return apart, by_modules
+    return recipe, memory
 
 
 def _too_large(

@@ -178,6 +178,26 @@ def test_rollouts_module_by_module_hold_no_whole_model(
 
 
 @pytest.mark.slow
+def test_auto_is_predicted_by_the_way_that_it_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmreason.memory.spread.LIVE", 1000)
+
+    def told(gather: str, room: int) -> Memory:
+        keys = {"deepspeed": "zero3", "shared_prefix": "off", "rollout": {"gather": gather}}
+        recipe = debug(tmp_path, "grpo", **keys)
+        return predicted(recipe, Room(room, on_cpu=False, processes=8))
+
+    wide = 10**12
+    whole, modules = told("whole", wide), told("modules", wide)
+    assert modules.moments["rollout"] < whole.moments["rollout"] and whole != modules
+    assert told("auto", wide) == whole
+    assert (
+        told("auto", whole.moments["rollout"] - 1) == modules
+    )  # whole does not fit, and a run would not try
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_helps(tmp_path: Path) -> None:
     recipe = debug(tmp_path, "grpo")
     whole = predicted(recipe).total
