@@ -61,7 +61,7 @@ def _named(rows: int, longest: int, params: SamplingParams) -> Iterator[None]:
     """Say what helps where memory runs out: no batch is tried again in halves, as the other ranks are inside it."""
     try:
         yield
-    except Exception as error:
+    except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         raise ValueError(
