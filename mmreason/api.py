@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Returns `{"run_dir", "model", "report", "eval", "seconds"}`.
 
     Raises:
-        ValueError: the recipe's rewards, gates or trackers, its data, or its output_dir do not fit; says what to do.
+        ValueError: the recipe's groups, rewards, gates or trackers, its data, or its output_dir do not fit; says what
+            to do.
     """
-    problems = settings_problems(recipe)
+    problems = settings_problems(recipe, int(os.environ.get("WORLD_SIZE", 1)))
     if problems:  # now, and not when the last stage begins
         raise ValueError("\n  ".join(["this recipe cannot be trained:", *problems]))
     result = run(recipe)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mmreason.complaints import explain
 from mmreason.names import no_file_name
-from mmreason.schema import GROUP_KEYS, STAGES, Recipe, undivided
+from mmreason.schema import STAGES, Recipe
 
 ROUNDS = 20  # what is left out may bring more to light, so often at most
 STAND_INS = {"output_dir": "runs/unnamed", "data": {}, "model": {"model_name_or_path": "unknown"}}
@@ -37,7 +37,7 @@ def mend(tree: dict[str, Any]) -> Mended:
     A stage whose type is misspelt is taken for the nearest type.
     """
     tree = json.loads(json.dumps(tree))
-    gone, hidden = _drop_undivided(tree), list[str]()
+    gone, hidden = set[str](), list[str]()
     for turn in range(ROUNDS):
         try:
             recipe = Recipe.model_validate_json(json.dumps(tree), strict=True)
@@ -52,16 +52,6 @@ def mend(tree: dict[str, Any]) -> Mended:
         if True not in changed:
             break
     return Mended(None, False, tuple(hidden))
-
-
-def _drop_undivided(tree: dict[str, Any]) -> set[str]:
-    """Take the keys of groups that do not fill their batch out of the tree; returns them."""
-    for stage in tree["stages"] if isinstance(tree.get("stages"), list) else ():
-        if isinstance(stage, dict) and stage.get("type") == "grpo" and undivided(stage):
-            for key in GROUP_KEYS:
-                stage.pop(key, None)
-            return {*GROUP_KEYS, *_drop_undivided(tree)}
-    return set()
 
 
 def _is_news(e: Any, gone: set[str]) -> bool:

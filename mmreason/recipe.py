@@ -18,7 +18,7 @@ from yaml.nodes import MappingNode
 from mmreason.complaints import explain, kind_of, nearest
 from mmreason.mending import Mended, mend
 from mmreason.names import unresolved_names
-from mmreason.schema import Recipe, SourceConfig, undivided
+from mmreason.schema import Recipe, SourceConfig
 
 
 class RecipeError(ValueError):
@@ -85,18 +85,12 @@ def build_recipe(raw: Any, overrides: Sequence[str] = (), *, name: str = "recipe
         problems += explain(wrong, tree)
         if all(e["loc"] for e in wrong):  # the check across keys did not run: run it on what there is
             problems += unresolved_names(tree)
-        hidden = [*_undivided_groups(tree), *mend(tree).hidden]  # not reached where a type is wrong
+        hidden = mend(tree).hidden  # not reached where a type is wrong
         problems += [p for p in dict.fromkeys(hidden) if p not in problems]
         raise RecipeError(name, problems) from None
     if problems:
         raise RecipeError(name, problems)
     return recipe
-
-
-def _undivided_groups(tree: dict[str, Any]) -> list[str]:
-    stages = tree["stages"] if isinstance(tree.get("stages"), list) else []
-    grpo = [(i, s) for i, s in enumerate(stages) if isinstance(s, dict) and s.get("type") == "grpo"]
-    return [f"stages.{s.get('name', i)}: {problem}" for i, s in grpo if (problem := undivided(s))]
 
 
 def sources_of(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, SourceConfig]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -360,33 +360,27 @@ class GRPOStage(StageConfig):
     num_completions_to_log: PositiveInt = 8
 
     @model_validator(mode="after")
-    def _groups_divide(self) -> GRPOStage:
+    def _weights_fit(self) -> GRPOStage:
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_funcs)} reward_funcs; "
                 "give one weight per reward"
             )
-        problem = undivided(self.model_dump())
-        if problem:
-            raise ValueError(problem)
         return self
 
 
-GROUP_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
-
-
-def undivided(stage: Mapping[str, Any]) -> str | None:
-    """Why the groups of a GRPO stage (a mapping) do not fill its batch; None when they do, or it cannot be told."""
-    batch, steps, group = (stage.get(key, GRPOStage.model_fields[key].default) for key in GROUP_KEYS)
-    if (
-        any(type(value) is not int or value < 1 for value in (batch, steps, group))
-        or batch * steps % group == 0
-    ):
+def undivided(stage: GRPOStage, processes: int) -> str | None:
+    """Why the groups of a stage do not fill a step of all processes together; None when they do."""
+    own = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
+    rows, group = own * processes, stage.num_generations
+    if rows % group == 0:
         return None
-    rows = batch * steps
+    enough = math.lcm(own, group) // own
     return (
-        f"num_generations={group} does not divide per_device_train_batch_size x gradient_accumulation_steps = {rows}; "
-        f"for this batch num_generations may be one of {[g for g in range(2, rows + 1) if rows % g == 0]}"
+        f"num_generations={group} does not divide per_device_train_batch_size x gradient_accumulation_steps x processes"
+        f" = {own} x {processes}; for these {rows} rows num_generations may be one of "
+        f"{[g for g in range(2, rows + 1) if rows % g == 0]}, or the number of processes a multiple of {enough} "
+        "(mmreason launch --nproc, mmreason validate --processes)"
     )
 
 

@@ -212,6 +212,7 @@ class TrainingSample:
     group: int = -1  # rows of one group share it; -1: no group
     # float32 [T]; what another engine sampled with; None: the trainer's own model did
     sampling_logprobs: torch.Tensor | None = None
+    beside: bool = False  # another rank learns it: here its group's token weights are compared with it
 
     def __len__(self) -> int:
         return len(self.rendered)
@@ -240,3 +241,4 @@ class MicroBatch:
         None  # int64 [B, L] as in Rendered, -1 where padded; None: every row is one run
     )
     sampling_logprobs: torch.Tensor | None = None  # float32 [B, L]
+    beside: torch.Tensor | None = None  # bool [B]; None: every row is learned here

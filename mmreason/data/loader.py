@@ -200,6 +200,7 @@ def collate(rows: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
         count=sum(row.count for row in rows),
         segments=_segments(rows, width),
         sampling_logprobs=optional([row.sampling_logprobs for row in rows]),
+        beside=torch.tensor([row.beside for row in rows]) if any(row.beside for row in rows) else None,
     )
 
 

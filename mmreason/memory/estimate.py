@@ -189,10 +189,12 @@ def rehearse(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, sp
     if isinstance(stage, PretaskStage):
         return Peaks(_bytes(stand.learning()), 0, 0, 0)
     grpo = stage if isinstance(stage, GRPOStage) else None
-    prompts = batch if grpo is None else batch // grpo.num_generations
+    prompts, own = batch, 1
+    if grpo is not None:  # a process may have a part of a group
+        prompts, own = -(-batch // grpo.num_generations), min(grpo.num_generations, batch)
     if unpackable(stand.model, recipe.shared_prefix, gathers(recipe)) is None:
         prompts = rows.alike(prompts)  # else all are padded to the longest
-    step = training_rows(stand, stage, rows.longest, prompts, prompts)
+    step = training_rows(stand, stage, rows.longest, prompts, own)
     training, check, away = training_peak(stand, recipe, stage, step, gathers=gathers(recipe), spread=spread)
     rolled = kept = 0
     if grpo is not None and recipe.rollout.engine != "local":
@@ -209,7 +211,7 @@ def rehearse(stand: Stand, recipe: Recipe, stage: StageConfig, rows: Rows, *, sp
             max_rows=recipe.rollout.max_rows,
             kv_bytes=recipe.rollout.kv_cache_memory_bytes,
         )
-        asked = (rows.longest, prompts, grpo.num_generations, params)
+        asked = (rows.longest, prompts, own, params)
         rolled, kept = rollout_peak(stand, recipe, *asked, apart=by_modules(recipe))
     return Peaks(training, check, max(rolled - weights, 0), kept, away)
 

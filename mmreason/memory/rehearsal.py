@@ -95,17 +95,21 @@ def _emptied(model: Any, dtype: torch.dtype, device: str) -> Any:
 
 
 def training_rows(
-    stand: Stand, stage: StageConfig, longest: Rendered, prompts: int, rows: int
+    stand: Stand, stage: StageConfig, longest: Rendered, prompts: int, own: int
 ) -> list[TrainingSample]:
-    """A step's rows: `prompts` groups on the longest prompt, written full; of SFT, `rows` times its longest row."""
+    """A step's rows: `prompts` times the longest prompt with `own` completions, written full; of SFT, its longest row.
+
+    Token weights compare all completions of a group, whoever wrote them.
+    """
     shown = stand.row(longest)
     if isinstance(stage, GRPOStage):
         ids = torch.full((stage.max_completion_length,), stand.pad_id)
         full = with_completion(shown, ids, torch.ones_like(ids, dtype=torch.bool))
         one = sft_sample(full)
-        return [replace(one, group=g) for g in range(prompts) for _ in range(stage.num_generations)]
+        beside = own if stage.token_weight.name == "none" else stage.num_generations
+        return [replace(one, group=g) for g in range(prompts) for _ in range(beside)]
     assert isinstance(stage, SFTStage)
-    return [sft_sample(side_by_side([shown] * stage.questions_per_row))] * rows
+    return [sft_sample(side_by_side([shown] * stage.questions_per_row))] * prompts
 
 
 def training_peak(

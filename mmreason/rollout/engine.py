@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from mmreason.model.family import Family
 from mmreason.model.shared_fit import unshareable
-from mmreason.render import Renderer
 from mmreason.rollout import forked, generate
-from mmreason.rollout.sampling import SamplingParams
 from mmreason.schema import SharedPrefix
-from mmreason.types import Rendered, Trajectory
+from mmreason.types import Trajectory
 
 log = logging.getLogger(__name__)
 
-# (model, family, renderer, prompts, count, params) -> `count` completions for each prompt, in the prompts' order
-Engine = Callable[[Any, Family, Renderer, Sequence[Rendered], int, SamplingParams], list[list[Trajectory]]]
+# (model, family, renderer, prompts, count, params[, seeds]) -> `count` completions for each prompt, in their order
+Engine = Callable[..., list[list[Trajectory]]]
 _said: set[str] = set()
 
 

@@ -27,6 +27,7 @@ def generate(
     prompts: Sequence[Rendered],
     count: int,
     params: SamplingParams,
+    seeds: torch.Tensor | None = None,
     *,
     largest: Callable[[int], int],
     beside: Callable[[Sequence[Rendered]], list[Rendered]],
@@ -34,11 +35,12 @@ def generate(
     """`count` completions for each of this rank's prompts, in their order; all ranks call it together.
 
     Args:
+        seeds: as in the plain rollout.
         largest: the largest of all ranks' numbers.
         beside: rows to compute beside a batch's, so that it shows what any rank's batch shows; at least one where it
             has none.
     """
-    seeds = fresh_seeds(len(prompts), count, params).view(len(prompts), count)
+    seeds = fresh_seeds(len(prompts), count, params) if seeds is None else seeds.view(len(prompts), count)
     done: dict[tuple[int, int], Trajectory] = {}
     with out_of_training(model):
         batches = fixed_batches(model, [len(p) for p in prompts], count, params)

@@ -72,9 +72,14 @@ class VLLMInside:
         self._seconds["time/push"] += time.perf_counter() - began
 
     def complete(
-        self, prompts: Sequence[Prompt], count: int, params: SamplingParams, renderer: Renderer
+        self,
+        prompts: Sequence[Prompt],
+        count: int,
+        params: SamplingParams,
+        renderer: Renderer,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Trajectory]]:
-        """`count` completions for each prompt, in order. Torch's global generator decides the draws.
+        """`count` completions for each prompt, in order. Its seed decides the draws; None: torch's global generator.
 
         Raises:
             ValueError: vLLM refuses a prompt, or sees another one than the trainer.
@@ -85,7 +90,7 @@ class VLLMInside:
 
         began = time.perf_counter()
         self._wake()
-        seeds = draw_seeds(prompts)
+        seeds = seeds or draw_seeds(len(prompts))
         self._within(prompts, params)
         try:
             bodies = [request(p, renderer, count, params, s, "") for p, s in zip(prompts, seeds, strict=True)]

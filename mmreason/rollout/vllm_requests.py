@@ -43,9 +43,9 @@ class Prompt:
     rendered: Rendered
 
 
-def draw_seeds(prompts: Sequence[Prompt]) -> list[int]:
-    """One for each prompt, of torch's global generator."""
-    return torch.randint(0, 2**31 - 1, (len(prompts),)).tolist()
+def draw_seeds(count: int) -> list[int]:
+    """One for each prompt, of torch's global generator; vLLM draws a prompt's completion i by the seed + i."""
+    return torch.randint(0, 2**31 - 1, (count,)).tolist()
 
 
 def request(

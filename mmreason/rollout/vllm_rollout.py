@@ -75,17 +75,27 @@ class VLLMRollout:
             self._persist(self._ready)
 
     def complete(
-        self, prompts: Sequence[Prompt], count: int, params: SamplingParams, renderer: Renderer
+        self,
+        prompts: Sequence[Prompt],
+        count: int,
+        params: SamplingParams,
+        renderer: Renderer,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Trajectory]]:
-        """`count` completions for each prompt, in order. Torch's global generator decides the draws.
+        """`count` completions for each prompt, in order. Its seed decides the draws; None: torch's global generator.
 
         Raises:
             ValueError: the server refuses, does not fit any more, or did not answer for `rollout.max_wait` seconds.
         """
-        return self._complete(prompts, count, params, renderer, draw_seeds(prompts))
+        return self._complete(prompts, count, params, renderer, seeds or draw_seeds(len(prompts)))
 
     def start(
-        self, prompts: Sequence[Prompt], count: int, params: SamplingParams, renderer: Renderer
+        self,
+        prompts: Sequence[Prompt],
+        count: int,
+        params: SamplingParams,
+        renderer: Renderer,
+        seeds: Sequence[int] | None = None,
     ) -> AsyncResult[list[list[Trajectory]]]:
         """As `complete`, beside the caller, whose generator has made its draws when this returns.
 
@@ -94,7 +104,7 @@ class VLLMRollout:
         if self._beside is None:
             self._beside = ThreadPool(1)
         return self._beside.apply_async(
-            self._complete, (prompts, count, params, renderer, draw_seeds(prompts))
+            self._complete, (prompts, count, params, renderer, seeds or draw_seeds(len(prompts)))
         )
 
     def end_rollout(self) -> dict[str, float]:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+import torch
+
 from mmreason.render import Renderer
 from mmreason.rollout import in_step
 from mmreason.rollout.sampling import SamplingParams
@@ -38,9 +40,17 @@ def gathering(backend: Backend, rollout: RolloutConfig) -> AbstractContextManage
 
 
 def complete_in_step(
-    trainer: Trainer, renderer: Renderer, prompts: Sequence[Rendered], count: int, params: SamplingParams
+    trainer: Trainer,
+    renderer: Renderer,
+    prompts: Sequence[Rendered],
+    count: int,
+    params: SamplingParams,
+    seeds: torch.Tensor | None = None,
 ) -> list[list[Trajectory]]:
-    """`count` completions for each of this rank's prompts while weights lie apart; all ranks call it together."""
+    """`count` completions for each of this rank's prompts while weights lie apart; all ranks call it together.
+
+    `seeds` are int64 [prompts x count], as in the plain rollout.
+    """
     backend, placeholders = trainer.backend, trainer.family.placeholders
     for kinds in backend.gather(kinds_of(placeholders, prompts)):
         trainer.kinds |= kinds
@@ -58,6 +68,7 @@ def complete_in_step(
         prompts,
         count,
         params,
+        seeds,
         largest=backend.max,
         beside=beside,
     )

@@ -133,22 +133,21 @@ def damage(folder: Path) -> str | None:
 def load_state(folder: Path, backend: Backend) -> tuple[dict[str, Any], dict[str, Any], list[TrainingSample]]:
     """(shared state, this rank's state, buffered rows); restores this process's random generators.
 
-    Where another number of processes wrote it, the rows are dealt out anew and the generators begin anew: what is the
-    same in all processes (loader, sampler, gate) goes on.
+    Where another number of processes wrote it, the rows are dealt out anew and the generators of all processes but the
+    first begin anew: what is the same in all processes (loader, sampler, gate, the draws of rollouts) goes on.
     """
     shared = json.loads((folder / "trainer_state.json").read_text())
     wrote = shared["world_size"]
     if wrote == backend.world_size:
         return shared, *_load_rank(folder, backend.rank)
     log.warning(
-        "%s was written by %d process(es) and goes on in %d: what each of them draws from now on is not what it "
-        "would have drawn",
+        "%s was written by %d process(es) and goes on in %d: what all but the first draw from now on (dropout) is not "
+        "what they would have drawn",
         *(folder, wrote, backend.world_size),
     )
     everyone = [_load_rank(folder, rank) for rank in reversed(range(wrote))][::-1]
-    seed_everything(
-        int(torch.randint(2**31, (1,))) + backend.rank
-    )  # by the first process's generator, restored last
+    if not backend.is_main:  # which goes on by the first process's generators, restored last
+        seed_everything(int(torch.randint(2**31, (1,))) + backend.rank)
     return shared, everyone[0][0], _dealt([rows for _, rows in everyone], backend)
 
 
@@ -192,7 +191,14 @@ def rows_to_tensors(rows: Sequence[TrainingSample]) -> tuple[dict[str, torch.Ten
         for name in _STREAMS:
             if getattr(row, name) is not None:
                 tensors[f"{i}/{name}"] = getattr(row, name).contiguous()
-        described.append({"sample_id": row.rendered.sample_id, "count": row.count, "group": row.group})
+        described.append(
+            {
+                "sample_id": row.rendered.sample_id,
+                "count": row.count,
+                "group": row.group,
+                "beside": row.beside,
+            }
+        )
     return {k: v.clone() for k, v in tensors.items()}, described
 
 
@@ -207,7 +213,8 @@ def rows_from_tensors(
             sample_id=words["sample_id"], media=media, **{name: tensors[f"{i}/{name}"] for name in _RENDERED}
         )
         streams = {name: tensors.get(f"{i}/{name}") for name in _STREAMS}
-        rows.append(TrainingSample(rendered=rendered, count=words["count"], group=words["group"], **streams))  # type: ignore[arg-type]
+        told = {"count": words["count"], "group": words["group"], "beside": words.get("beside", False)}
+        rows.append(TrainingSample(rendered=rendered, **told, **streams))  # type: ignore[arg-type]
     return rows
 
 

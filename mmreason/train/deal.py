@@ -1,5 +1,7 @@
 """Who computes which rows: as many for every rank, and as equal as may be by the tokens that they should have.
 
+A group whose completions are too many for one rank, or do not come out even, is cut into pieces of one size.
+
 How many tokens a row has is known once its media are read, which only the rank that computes it does. So rows are dealt
 out by how many tokens rows of their source with as many media had so far.
 """
@@ -31,8 +33,13 @@ class Dealer:
         """This rank's part of rows that all ranks drew, in their order."""
         if self.backend.world_size == 1:
             return list(units)
-        share = dealt([self._expected(unit) for unit in units], self.backend.world_size)[self.backend.rank]
-        return [units[i] for i in share]
+        ranks = self.backend.world_size
+        rooms = [-(-len(units) // ranks)] * ranks
+        return [units[i] for i in dealt([self._expected(unit) for unit in units], rooms)[self.backend.rank]]
+
+    def pieces(self, prompts: Sequence[Sample], rooms: Sequence[int], each: int) -> list[tuple[int, int]]:
+        """This rank's (prompt, piece) of groups that all ranks drew, each of `each` pieces; as in `cut`."""
+        return cut([self._expected((sample,)) for sample in prompts], rooms, each)[self.backend.rank]
 
     def observe(self, read: Iterable[tuple[Unit, int]]) -> None:
         """Note how many tokens rows have that this rank has read; all ranks call it together."""
@@ -63,19 +70,45 @@ class Dealer:
             self._rows, self._tokens = Counter(state["rows"]), Counter(state["tokens"])
 
 
-def dealt(costs: Sequence[float], ranks: int) -> list[list[int]]:
-    """Places of the items that each rank gets: as many for each, the dearest first to the rank that has least so far.
+def dealt(costs: Sequence[float], rooms: Sequence[int]) -> list[list[int]]:
+    """Places of the items that each rank gets, at most `rooms` of them: the dearest first to the rank that has least
+    so far.
 
-    Example: costs 9, 1, 1, 9 for two ranks are `[[0, 1], [2, 3]]`; equal costs go round in turns.
+    Example: costs 9, 1, 1, 9 with room for two on each of two ranks are `[[0, 1], [2, 3]]`; equal costs go round in
+    turns.
     """
-    most = -(-len(costs) // ranks)
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    sums = [0.0] * ranks
+    shares: list[list[int]] = [[] for _ in rooms]
+    sums = [0.0] * len(rooms)
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        room = [rank for rank in range(ranks) if len(shares[rank]) < most]
+        room = [rank for rank, most in enumerate(rooms) if len(shares[rank]) < most]
         rank = min(room, key=lambda rank: (sums[rank], len(shares[rank]), rank))
         shares[rank].append(i)
         sums[rank] += costs[i]
+    return [sorted(share) for share in shares]
+
+
+def cut(costs: Sequence[float], rooms: Sequence[int], each: int) -> list[list[tuple[int, int]]]:
+    """(group, piece) that each rank gets, of groups of `each` pieces; `rooms` are the pieces that ranks should have.
+
+    Whole groups come first, as many as find room, by `dealt`. The cheapest are left over, as every rank that has a part
+    of a group pays for its prompt: they go piece after piece to the first rank with room.
+
+    Example: costs 1, 9, 9 with room for three on each of two ranks, in groups of two pieces:
+    `[[(0, 0), (1, 0), (1, 1)], [(0, 1), (2, 0), (2, 1)]]`.
+    """
+    whole = [max(room, 0) // each for room in rooms]
+    dearest = sorted(sorted(range(len(costs)), key=lambda i: (-costs[i], i))[: sum(whole)])
+    shares = [
+        [(dearest[place], piece) for place in share for piece in range(each)]
+        for share in dealt([costs[i] for i in dearest], whole)
+    ]
+    left = [room - len(share) for room, share in zip(rooms, shares, strict=True)]
+    for i in sorted(set(range(len(costs))) - set(dearest)):
+        for piece in range(each):
+            first = next((rank for rank, room in enumerate(left) if room > 0), None)
+            rank = left.index(max(left)) if first is None else first
+            shares[rank].append((i, piece))
+            left[rank] -= 1
     return [sorted(share) for share in shares]
 
 

@@ -7,18 +7,21 @@ and TW-GRPO (2505.24718). The step that trains on the streams is the same as SFT
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from mmreason.curriculum import make_gate, make_sampler, peek
 from mmreason.objective import advantages, grpo_samples, tw_grpo
 from mmreason.rewards import reward_labels, score_group, user_rewards
 from mmreason.rollout.engine import engine
-from mmreason.rollout.sampling import SamplingParams
-from mmreason.rollout.vllm_requests import Prompt
+from mmreason.rollout.sampling import SamplingParams, row_seeds
+from mmreason.rollout.vllm_requests import Prompt, draw_seeds
 from mmreason.rollout.vllm_rollout import VLLMRollout
 from mmreason.schema import GRPOStage
 from mmreason.train.apart import complete_in_step, gathering
@@ -26,6 +29,7 @@ from mmreason.train.completions import add_token_weights, group_metrics, records
 from mmreason.train.context import Batch, Context
 from mmreason.train.deal import Dealer
 from mmreason.train.in_flight import InFlight, parted, restored
+from mmreason.train.pieces import Held, Piece, known_to_all, to_score
 from mmreason.train.remote import correction_of
 from mmreason.train.step import Objective, Trainer, fixed_logprobs, shown_weights
 from mmreason.types import Group, Sample, TrainingSample, Trajectory
@@ -59,6 +63,11 @@ class GRPO:
         self._in_flight: InFlight | None = None  # asked for ahead, where the recipe allows staleness
         self._versions: list[int] = []  # of the weights that wrote each group of the present rollouts
         self._waited = 0.0  # seconds for what was in flight
+        own = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
+        self._groups_of_step, left = divmod(own * context.backend.world_size, stage.num_generations)
+        assert not left, "settings_problems refuses groups that do not fill a step"
+        self._own_rows = own  # that a rank learns from in a step
+        self._size = math.gcd(own, stage.num_generations)  # completions of a group that stay on one rank
 
     # --- the method's contract
 
@@ -107,44 +116,58 @@ class GRPO:
     def _rollout(self, step: int) -> tuple[list[TrainingSample], dict[str, float]]:
         stage, backend, remote = self.stage, self.context.backend, self.context.remote
         self._bad_rewards, self._waited = 0, 0.0
-        groups, seen = self._groups(step)
+        admitted, seen = self._groups(step)
         told = {} if remote is None else {**remote.end_rollout(), "time/wait": self._waited}
         weighed = self._rollouts in self._weighed
         self._rollouts += 1
         if self.context.recipe.rollout.staleness and self._rollouts < self._of_stage:
             self._launch(step)
-        coming, later = self._per_rank * backend.world_size, self._rollouts + (self._in_flight is not None)
-        self.context.feed.ahead(lambda: self._dealt(peek(self.sampler, coming, later)), stage)
-        rewards = [[t.reward for t in group.trajectories] for group in groups]
-        per_group = advantages(self._over_ranks(rewards), stage.scale_rewards)[self._mine(groups)]
+        later = self._rollouts + (self._in_flight is not None)
+        self.context.feed.ahead(lambda: self._next_samples(later), stage)
+        groups = [held.group for held in admitted]
+        per_group = advantages([[t.reward for t in g.trajectories] for g in groups], stage.scale_rewards)
         rows: list[TrainingSample] = []
-        for index, (group, values) in enumerate(zip(groups, per_group, strict=True)):
-            rows += grpo_samples(
-                group,
-                values,
-                loss_type=stage.loss_type,
-                beta=stage.beta,
-                max_completion_length=stage.max_completion_length,
-                mask_truncated=stage.mask_truncated_completions,
-                group_id=index,
-                keep_sampling=self.context.remote is not None,
-            )
+        for number, (held, values) in enumerate(zip(admitted, per_group, strict=True)):
+            rows += self._rows_of(held, values, number)
         rows = self._with_fixed_logprobs(rows)
-        lines = [line for part in backend.gather(records(seen, step, self.labels)) for line in part]
-        mine = records(groups, step, self.labels, per_group)
+        kept = records(groups, step, self.labels, per_group)
         if weighed:
-            self._weigh(mine, rows)
-        kept = [line for part in backend.gather(mine) for line in part]
+            self._weigh(kept, rows)
         if backend.is_main and kept:
             write_completions(self.context.run_dir, stage.name, step, kept[: stage.num_completions_to_log])
         curriculum = {**self.sampler.metrics(), **self.gate.metrics()}
         return rows, {
-            **group_metrics(lines),
+            **group_metrics(records(seen, step, self.labels)),
             **curriculum,
-            "groups": len(kept) / stage.num_generations,
+            "groups": float(len(groups)),
             "rewards/bad_values": backend.sum(self._bad_rewards),
             **told,
         }
+
+    def _rows_of(self, held: Held, values: Sequence[float], number: int) -> list[TrainingSample]:
+        """What this rank learns of a group with these advantages.
+
+        Where token weights compare a group's completions, those that others wrote go along, and teach nothing here.
+        """
+        if held.prompt is None:
+            return []
+        stage, everyone = self.stage, range(len(values))
+        chosen = held.own if stage.token_weight.name == "none" else tuple(everyone)
+        trajectories = tuple(held.group.trajectories[i] for i in chosen)
+        rows = grpo_samples(
+            replace(held.group, prompt=held.prompt, trajectories=trajectories),
+            [values[i] for i in chosen],
+            loss_type=stage.loss_type,
+            beta=stage.beta,
+            max_completion_length=stage.max_completion_length,
+            mask_truncated=stage.mask_truncated_completions,
+            group_id=number,
+            keep_sampling=self.context.remote is not None,
+        )
+        return [
+            row if i in held.own else replace(row, count=0.0, beside=True)
+            for i, row in zip(chosen, rows, strict=True)
+        ]
 
     def _weigh(self, lines: list[dict[str, Any]], rows: list[TrainingSample]) -> None:
         """Token weights for the records that are logged; one process only: sharded ones would wait for each other."""
@@ -159,44 +182,38 @@ class GRPO:
             weights = shown_weights(self.trainer, logged, objective)
             add_token_weights(lines[: len(logged)], ids, weights, self.context.renderer.decode)
 
-    @property
-    def _per_rank(self) -> int:
-        """Groups that a rank learns from in a step."""
-        stage = self.stage
-        return stage.per_device_train_batch_size * stage.gradient_accumulation_steps // stage.num_generations
-
-    def _groups(self, step: int) -> tuple[list[Group], list[Group]]:
+    def _groups(self, step: int) -> tuple[list[Held], list[Group]]:
         """Groups that the gate admits, refilled for at most `max_rounds`; and all groups that were rolled out."""
-        stage, backend, per_rank = self.stage, self.context.backend, self._per_rank
-        admitted: list[Group] = []
-        versions: list[int] = []
+        admitted: list[Held] = []
         seen: list[Group] = []
-        for _ in range(stage.gate.max_rounds):
-            missing = backend.max(per_rank - len(admitted))
+        self._versions = []
+        for _ in range(self.stage.gate.max_rounds):
+            missing = self._groups_of_step - len(admitted)
             if missing <= 0:
                 break
-            fresh, version = self._round(missing, step)
-            seen += fresh
-            admitted += [group for group in fresh if self.gate.admit(group)]
-            versions += [version] * (len(admitted) - len(versions))
-            bare = [replace(g, prompt=replace(g.prompt, media={})) for g in fresh]
-            everyone = [g for part in backend.gather(bare) for g in part]
-            self.sampler.observe(everyone)
-            self.gate.observe(everyone)
-        self._versions = [v for part in backend.gather(versions[:per_rank]) for v in part]
-        return admitted[:per_rank], seen
+            fresh, version = self._round(missing, sum(len(held.own) for held in admitted), step)
+            groups = [held.group for held in fresh]
+            seen += groups
+            admitted += [held for held in fresh if self.gate.admit(held.group)]
+            self._versions += [version] * (len(admitted) - len(self._versions))
+            self.sampler.observe(groups)
+            self.gate.observe(groups)
+        return admitted, seen
 
-    def _round(self, missing: int, step: int) -> tuple[list[Group], int]:
-        """Scored groups of the round in flight, or of a fresh one under the present weights; and their version."""
+    def _round(self, missing: int, rows: int, step: int) -> tuple[list[Held], int]:
+        """Scored groups of the round in flight, or of a fresh one under the present weights; and their version.
+
+        `rows`: completions of this rank that are admitted already.
+        """
         if self._in_flight is not None:
             flight, self._in_flight = self._in_flight, None
             began = time.perf_counter()
-            completed = flight.take()
+            written = flight.take()
             self._waited = time.perf_counter() - began
-            return self._scored(flight.prompts, completed), flight.version
+            return self._judged(flight.pieces, written), flight.version
         self._publish(step)
-        prompts = self._draw(missing)
-        return self._scored(prompts, self._complete(prompts)), step
+        pieces, seeds = self._draw(missing, rows)
+        return self._judged(pieces, self._complete(pieces, seeds)), step
 
     def _launch(self, step: int) -> None:
         """Ask for the next rollout's first round under the present weights, and do not wait for it."""
@@ -205,9 +222,10 @@ class GRPO:
             "rollout.staleness needs an engine that works beside this process"
         )
         self._publish(step)
-        prompts = self._draw(self._per_rank)
-        count, params, renderer = self.stage.num_generations, self._params(), self.context.renderer
-        self._in_flight = InFlight(prompts, step, remote.start(prompts, count, params, renderer).get)
+        pieces, seeds = self._draw(self._groups_of_step, 0)
+        prompts = [piece.prompt for piece in pieces]
+        started = remote.start(prompts, self._size, self._params(), self.context.renderer, seeds.tolist())
+        self._in_flight = InFlight(pieces, step, started.get)
 
     def _publish(self, step: int) -> None:
         """Give an engine outside this process the weights from before `step`, which are their version."""
@@ -216,18 +234,49 @@ class GRPO:
             remote.publish(self.context.model, step)
             self.context.backend.barrier()
 
-    def _draw(self, each: int) -> list[Prompt]:
-        """The sampler's next prompts, `each` on every rank; this rank's that can be read."""
-        drawn = self.sampler.next(each * self.context.backend.world_size, step=self._rollouts)
-        samples = self._dealt(drawn)
-        self.context.feed.ahead(lambda: samples, self.stage)
-        prompts = [prompt for sample in samples if (prompt := self._prompt(sample)) is not None]
-        self.dealer.observe(((prompt.sample,), len(prompt.rendered)) for prompt in prompts)
-        return prompts
+    def _draw(self, count: int, rows: int) -> tuple[list[Piece], torch.Tensor]:
+        """The sampler's next `count` prompts: this rank's pieces of their groups that can be read, and their seeds.
 
-    def _dealt(self, samples: Sequence[Sample]) -> list[Sample]:
-        """This rank's part of samples that all ranks drew."""
-        return [sample for (sample,) in self.dealer.mine([(sample,) for sample in samples])]
+        `rows`: completions that this rank has already.
+        """
+        drawn = self.sampler.next(count, step=self._rollouts)
+        mine = self._dealt(drawn, self.context.backend.gather(self._own_rows - rows))
+        chosen = {number: drawn[number] for number, _ in mine}
+        self.context.feed.ahead(chosen.values, self.stage)
+        read = {number: self._prompt(sample) for number, sample in chosen.items()}
+        pieces = [
+            Piece(number, piece * self._size, prompt)
+            for number, piece in mine
+            if (prompt := read[number]) is not None
+        ]
+        self.dealer.observe(((piece.prompt.sample,), len(piece.prompt.rendered)) for piece in pieces)
+        return pieces, self._seeds(pieces, count)
+
+    def _dealt(self, samples: Sequence[Sample], rooms: Sequence[int]) -> list[tuple[int, int]]:
+        """(number, piece) of this rank's part of samples that all ranks drew; `rooms`: rows that each rank lacks."""
+        each = self.stage.num_generations // self._size
+        return self.dealer.pieces(samples, [room // self._size for room in rooms], each)
+
+    def _next_samples(self, step: int) -> list[Sample]:
+        """This rank's part of what the sampler draws next, at the beginning of rollout `step`."""
+        drawn = peek(self.sampler, self._groups_of_step, step)
+        mine = self._dealt(drawn, [self._own_rows] * self.context.backend.world_size)
+        return [drawn[number] for number in dict.fromkeys(number for number, _ in mine)]
+
+    def _seeds(self, pieces: Sequence[Piece], groups: int) -> torch.Tensor:
+        """int64, of each piece's completions [pieces, size]; for vLLM one for each piece, from which it counts on.
+
+        The first rank draws them for all groups of a round: what is written does not depend on who writes it.
+        """
+        backend, count = self.context.backend, self.stage.num_generations
+        numbers = torch.tensor([piece.group for piece in pieces], dtype=torch.long)
+        first = torch.tensor([piece.first for piece in pieces], dtype=torch.long)
+        if self.context.remote is not None:
+            told = backend.gather(draw_seeds(groups) if backend.is_main else None)[0]
+            return torch.tensor(told)[numbers] + first
+        told = backend.gather(row_seeds(groups * count) if backend.is_main else None)[0]
+        columns = first.unsqueeze(-1) + torch.arange(self._size)
+        return told.view(groups, count)[numbers.unsqueeze(-1), columns]
 
     def _prompt(self, sample: Sample) -> Prompt | None:
         """A sample rendered, with its media where they are sent; None when it went to quarantine."""
@@ -254,25 +303,27 @@ class GRPO:
             kv_bytes=rollout.kv_cache_memory_bytes,
         )
 
-    def _complete(self, prompts: Sequence[Prompt]) -> list[list[Trajectory]]:
-        """A group's completions for every prompt, from the engine of the recipe."""
-        context, count, params = self.context, self.stage.num_generations, self._params()
+    def _complete(self, pieces: Sequence[Piece], seeds: torch.Tensor) -> list[list[Trajectory]]:
+        """The completions of every piece, from the engine of the recipe."""
+        context, count, params = self.context, self._size, self._params()
+        prompts = [piece.prompt for piece in pieces]
         if context.remote is not None:
-            return context.remote.complete(prompts, count, params, context.renderer)
+            return context.remote.complete(prompts, count, params, context.renderer, seeds.tolist())
         rendered = [prompt.rendered for prompt in prompts]
         if context.backend.apart():
             assert self.trainer is not None
-            return complete_in_step(self.trainer, context.renderer, rendered, count, params)
+            return complete_in_step(self.trainer, context.renderer, rendered, count, params, seeds)
         if not prompts:
             return []
         complete = engine(context.model, context.recipe.shared_prefix)
-        return complete(context.model, context.family, context.renderer, rendered, count, params)
+        return complete(context.model, context.family, context.renderer, rendered, count, params, seeds)
 
-    def _scored(self, prompts: Sequence[Prompt], completed: Sequence[Sequence[Trajectory]]) -> list[Group]:
-        return [
-            self._score(Group(prompt.sample, prompt.rendered, tuple(trajectories)))
-            for prompt, trajectories in zip(prompts, completed, strict=True)
-        ]
+    def _judged(self, pieces: Sequence[Piece], written: Sequence[Sequence[Trajectory]]) -> list[Held]:
+        """All ranks' groups of a round, scored whole."""
+        backend = self.context.backend
+        whole = to_score(backend, pieces, written, self.stage.num_generations)
+        scored = [(number, self._score(group)) for number, group in whole]
+        return known_to_all(backend, scored, pieces, written)
 
     def _staleness(self, step: int) -> dict[str, float]:
         """How many optimizer steps the weights that wrote the groups lie behind those that train on them."""
@@ -296,16 +347,6 @@ class GRPO:
             log.warning("%s", problem)
         self._bad_rewards += len(problems)
         return scored
-
-    def _over_ranks(self, rewards: list[list[float | None]]) -> list[list[float | None]]:
-        """Every rank's rewards, in rank order: batch scaling needs them all."""
-        return [group for part in self.context.backend.gather(rewards) for group in part]
-
-    def _mine(self, groups: Sequence[Group]) -> slice:
-        """Where this rank's groups lie in the list of all ranks' groups."""
-        sizes = self.context.backend.gather(len(groups))
-        start = sum(sizes[: self.context.backend.rank])
-        return slice(start, start + len(groups))
 
     def _with_fixed_logprobs(self, rows: list[TrainingSample]) -> list[TrainingSample]:
         """Old log-probabilities when the rollouts are used more than once, and the reference's when KL is on."""

@@ -11,19 +11,20 @@ from mmreason.render import Renderer
 from mmreason.rollout.generate import trajectory
 from mmreason.rollout.stopping import StopStrings
 from mmreason.rollout.vllm_requests import Prompt
+from mmreason.train.pieces import Piece
 from mmreason.types import ROLE_CODES, Rendered, TrainingSample, Trajectory
 
-_BETWEEN = "\t"  # a row's source and id, in a checkpoint
+_BETWEEN = "\t"  # a piece's group and first completion, and its row's source and id, in a checkpoint
 
 
 @dataclass(frozen=True)
 class InFlight:
     """A round of completions that was asked for.
 
-    Example: `InFlight(prompts, 7, engine.start(prompts, 8, params, renderer).get)`.
+    Example: `InFlight(pieces, 7, engine.start([p.prompt for p in pieces], 8, params, renderer).get)`.
     """
 
-    prompts: Sequence[Prompt]
+    pieces: Sequence[Piece]
     version: int  # of the weights that write them
     take: Callable[[], list[list[Trajectory]]]  # waits for them; raises what went wrong; may be called again
 
@@ -33,9 +34,9 @@ class InFlight:
         Their groups are numbered from `first_group` on, so that they stand apart from rows that are trained on.
         """
         return [
-            _row(_BETWEEN.join([prompt.sample.source, prompt.sample.id]), written, first_group + index)
-            for index, (prompt, group) in enumerate(zip(self.prompts, self.take(), strict=True))
-            for written in group
+            _row(_name(piece), written, first_group + index)
+            for index, (piece, some) in enumerate(zip(self.pieces, self.take(), strict=True))
+            for written in some
         ]
 
 
@@ -58,14 +59,19 @@ def restored(
     for row in rows:
         written = trajectory(row.rendered.ids, renderer, stop, row.sampling_logprobs)
         groups.setdefault(row.group, (row.rendered.sample_id, []))[1].append(written)
-    prompts, completed = [], []
-    for name, group in groups.values():
-        source, _, sample_id = name.partition(_BETWEEN)
+    pieces, completed = [], []
+    for name, some in groups.values():
+        number, first, source, sample_id = name.split(_BETWEEN, 3)
         prompt = prompt_of(source, sample_id)
         if prompt is not None:
-            prompts.append(prompt)
-            completed.append(group)
-    return InFlight(prompts, version, lambda: completed)
+            pieces.append(Piece(int(number), int(first), prompt))
+            completed.append(some)
+    return InFlight(pieces, version, lambda: completed)
+
+
+def _name(piece: Piece) -> str:
+    sample = piece.prompt.sample
+    return _BETWEEN.join([str(piece.group), str(piece.first), sample.source, sample.id])
 
 
 def _row(name: str, written: Trajectory, group: int) -> TrainingSample:

@@ -73,7 +73,8 @@ def _candidates(
     found: dict[Kind, list[TrainingSample]] = {}
     alone: list[TrainingSample] = []
     for _, chosen in (group for planned in plans for group in planned.groups):
-        learning = sorted((rows[i] for i in chosen if bool(rows[i].aggregation.any())), key=len)
+        taught = (rows[i] for i in chosen if not rows[i].beside)
+        learning = sorted((row for row in taught if bool(row.aggregation.any())), key=len)
         if not learning:
             continue
         kind = _kind(learning[0])

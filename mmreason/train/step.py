@@ -131,6 +131,8 @@ def micro_loss(trainer: Trainer, micro: Micro, objective: Objective) -> tuple[to
         return stream[:, first:].to(device)
 
     aggregation, rl, kl, ce = part(batch.aggregation), part(batch.rl), part(batch.kl), part(batch.ce)
+    if batch.beside is not None:
+        aggregation = aggregation * ~batch.beside.to(device).unsqueeze(-1)
     active = aggregation > 0
     old = logprobs.detach() if batch.old_logprobs is None else part(batch.old_logprobs)
     term, clip = policy_term(logprobs, old, rl, objective.epsilon, objective.epsilon_high)

@@ -134,5 +134,6 @@ def _drawn(recipe: Recipe, stage: StageConfig, report: Report) -> int:
         return there
     a_step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
     if isinstance(stage, GRPOStage):
-        a_step = a_step // stage.num_generations * (1 if stage.gate.name == "none" else stage.gate.max_rounds)
+        rounds = 1 if stage.gate.name == "none" else stage.gate.max_rounds
+        a_step = -(-a_step // stage.num_generations) * rounds
     return min(there, stage.max_steps * a_step)

@@ -59,7 +59,8 @@ def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None, 
     """
     report = Report(name)
     report.attempt(lambda: load_plugins(recipe.plugins))
-    wrong = settings_problems(recipe)
+    room = room or this_room()
+    wrong = settings_problems(recipe, room.processes)
     report.add(wrong)
     with tempfile.TemporaryDirectory() as folder:
         limits = limits_of(recipe)
@@ -86,7 +87,7 @@ def validate(recipe: Recipe, *, name: str = "recipe", room: Room | None = None, 
         known = len(report.problems)
         report.attempt(partial(fits, stage, recipe, loaded))
         if renderer is not None and len(report.problems) == known:
-            predict(loaded, renderer, recipe, stage, seen, room or this_room(), report)
+            predict(loaded, renderer, recipe, stage, seen, room, report)
     return report
 
 

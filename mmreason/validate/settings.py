@@ -11,15 +11,18 @@ from mmreason.model.parts import freeze
 from mmreason.model.quantize import quantization_problem
 from mmreason.model.shared_fit import needs_side_by_side, unpackable
 from mmreason.rewards import reward_problems, user_rewards
-from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig
+from mmreason.schema import GRPOStage, PretaskStage, Recipe, SFTStage, StageConfig, undivided
 from mmreason.train.deepspeed_config import deepspeed_problems, gathers
 from mmreason.train.micro import Sharing
 from mmreason.train.pretask import needs_assembled
 from mmreason.train.remote import remote_problems
 
 
-def settings_problems(recipe: Recipe) -> list[str]:
-    """What is wrong with trackers, rewards, gates and ablations: it needs no rows, and would else show late."""
+def settings_problems(recipe: Recipe, processes: int = 1) -> list[str]:
+    """What is wrong with trackers, groups, rewards, gates and ablations: it needs no rows, and would else show late.
+
+    `processes` train together.
+    """
     problems = [
         f"report_to: {package} is not installed; pip install 'mmreason[tracking]', or remove it"
         for package in sorted({"tensorboard", "wandb"} & set(recipe.report_to))
@@ -46,6 +49,8 @@ def settings_problems(recipe: Recipe) -> list[str]:
         else:
             wrong = reward_problems(stage.reward_funcs, stage.reward_weights, stage.reward_args, functions)
             problems += [f"{where}.reward_funcs: {problem}" for problem in wrong]
+        uneven = undivided(stage, processes)
+        problems += [f"{where}: {uneven}"] if uneven else []
         closed = gate_problem(stage.gate, stage.num_generations)
         problems += [f"{where}.gate: {closed}"] if closed else []
     return problems

@@ -15,7 +15,7 @@ from PIL import Image
 from mmreason.api import train
 from mmreason.data.media import MediaLimits
 from mmreason.recipe import build_recipe, load_recipe
-from mmreason.validate import validate, validate_file
+from mmreason.validate import settings_problems, validate, validate_file
 from mmreason.validate.rendering import _chosen
 from mmreason.validate.report import Report
 from mmreason.validate.rows import check_media, read_source
@@ -253,6 +253,16 @@ def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
     ):
         assert sum(said in p for p in problems) == 1, (said, problems)
     assert len(problems) == 7
+
+
+def test_groups_fill_a_step_of_all_processes_together(tmp_path: Path) -> None:
+    keys = ["stages.grpo.num_generations=6", "stages.grpo.per_device_train_batch_size=4"]
+    recipe_ = build_recipe(recipe(tmp_path, [row()]), keys)
+    for processes, allowed in ((1, "[2, 4]"), (2, "[2, 4, 8]"), (3, None)):
+        found = [p for p in settings_problems(recipe_, processes) if "does not divide" in p]
+        assert len(found) == (allowed is not None)
+        for said in [f"= 4 x {processes};", str(allowed), "a multiple of 3"] if allowed else []:
+            assert said in found[0]
 
 
 def test_a_stage_that_the_model_cannot_take_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmreason.data.loader import Loader
-from mmreason.train.deal import Dealer, dealt
+from mmreason.train.deal import Dealer, cut, dealt
 from mmreason.train.distributed import Backend, shard
 from mmreason.types import MediumRef, Message, Part, Sample
 
@@ -50,7 +50,26 @@ def tokens(unit: Sequence[Sample]) -> int:
     ],
 )
 def test_shares_are_hand_computed(costs: list[float], ranks: int, shares: list[list[int]]) -> None:
-    assert dealt(costs, ranks) == shares
+    assert dealt(costs, [-(-len(costs) // ranks)] * ranks) == shares
+
+
+@pytest.mark.parametrize(
+    ("costs", "rooms", "each", "shares"),
+    [
+        ([5], [1, 1], 2, ["0a", "0b"]),
+        ([5, 5, 5, 5], [2, 2], 1, ["0a 2a", "1a 3a"]),  # whole groups: as `dealt` has them
+        ([1, 9, 9], [3, 3], 2, ["0a 1a 1b", "0b 2a 2b"]),  # the cheapest is cut
+        ([1, 1], [2, 2, 2], 3, ["0a 0b", "0c 1a", "1b 1c"]),
+        ([1, 1], [4, 0], 2, ["0a 0b 1a 1b", ""]),  # a refill goes where groups were dropped
+        ([1], [1, 0], 3, ["0a 0b", "0c"]),  # more than there is room for
+        ([], [2, 2], 2, ["", ""]),
+    ],
+)
+def test_pieces_are_hand_computed(costs: list[float], rooms: list[int], each: int, shares: list[str]) -> None:
+    found = [
+        " ".join(f"{group}{'abc'[piece]}" for group, piece in share) for share in cut(costs, rooms, each)
+    ]
+    assert found == shares
 
 
 def test_what_any_rank_has_read_counts() -> None:

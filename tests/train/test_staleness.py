@@ -6,8 +6,6 @@ The server is `fake_vllm.Holder`, which samples from the weights it was given; v
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from pydantic import ValidationError
@@ -334,7 +333,9 @@ def test_two_ranks_ask_ahead_and_one_goes_on(server: Holder, recipe: Make, tmp_p
     while not (tmp_path / "run" / "checkpoint-3").exists():
         assert ranks.poll() is None and time.monotonic() < until, ranks.communicate()[1][-3000:]
         time.sleep(0.02)
-    os.killpg(ranks.pid, signal.SIGKILL)
+    torchrun = psutil.Process(ranks.pid)
+    for process in [torchrun, *torchrun.children(recursive=True)]:  # ranks have sessions of their own
+        process.kill()
     ranks.wait()
     train(recipe("run", {**TWICE, "per_device_train_batch_size": 32}))
     lines = small.metrics(tmp_path / "run")
