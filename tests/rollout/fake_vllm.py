@@ -97,6 +97,10 @@ class Fake:
         self.server.server_close()
 
 
+def _own_seed(seed: int) -> torch.Tensor:
+    return torch.randint(0, 2**63 - 1, (), generator=torch.Generator().manual_seed(seed))
+
+
 class Holder(Fake):
     """Holds a model, loads weights into it, and samples from it as a right server does: by a request's own seed."""
 
@@ -133,8 +137,7 @@ class Holder(Fake):
         sample = Sample("sent", "sent", (Message("user", tuple(parts)),), refs)
         prompt = self.renderer.prompt(sample, media)
         params = SamplingParams(body["max_tokens"], temperature=body["temperature"])
-        drawn = torch.Generator().manual_seed(body["seed"])
-        seeds = torch.randint(0, 2**63 - 1, (1, body["n"]), generator=drawn)
+        seeds = torch.stack([_own_seed(body["seed"] + i) for i in range(body["n"])])  # as vLLM counts
         with self._lock:
             (group,) = generate.generate(
                 self.model, self.family, self.renderer, [prompt], body["n"], params, seeds

@@ -286,13 +286,14 @@ def test_another_number_of_processes_learns_from_as_many_rows(
 def test_buffered_rows_round_trip(assembled_folder: Path) -> None:
     rows = grpo_rows(AutoProcessor.from_pretrained(assembled_folder), 4)
     rows[0] = replace(rows[0], old_logprobs=None)
-    rows[1] = replace(rows[1], sampling_logprobs=torch.rand(len(rows[1])))
+    rows[1] = replace(rows[1], sampling_logprobs=torch.rand(len(rows[1])), beside=True)
     tensors, described = rows_to_tensors(rows)
     back = rows_from_tensors(tensors, json.loads(json.dumps(described)))
     for row, twin in zip(rows, back, strict=True):
-        assert (row.count, row.group, row.rendered.sample_id) == (
+        assert (row.count, row.group, row.beside, row.rendered.sample_id) == (
             twin.count,
             twin.group,
+            twin.beside,
             twin.rendered.sample_id,
         )
         for name in ("aggregation", "ce", "rl", "kl", "old_logprobs", "ref_logprobs", "sampling_logprobs"):

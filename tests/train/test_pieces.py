@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from mmreason.train.distributed import Backend
 from mmreason.train.pieces import Held, Piece, known_to_all, to_score
 from mmreason.train.run import train
 from mmreason.types import Group, Rendered, Sample, Trajectory
+from tests.rollout.fake_vllm import Holder
+from tests.rollout.vllm_prompts import loaded, tiny_served
 from tests.train import small
 from tests.train.engines import RELEASING
 from tests.train.pictures import break_picture, write_pictures
 from tests.train.ranks import train_in_ranks
+from tests.train.served import served_recipe
 
 TOLERANCE = 1e-6  # of parameters after three steps of SGD with momentum, as in test_deepspeed
 ORDER = f"{Path(__file__).with_name('ordering_reward.py')}:order"
@@ -242,6 +246,32 @@ def test_three_ranks_and_a_group_of_four(half: Alone, rows: Path, tmp_path: Path
         out = tmp_path / str(world)
         assert train_in_ranks(tree(out, rows, stage, world), world=world) == [0] * world
         assert_as_alone(one, out)
+
+
+@pytest.mark.slow
+def test_a_server_writes_pieces_ahead(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each checkpoint holds the pieces of the rollout that is on its way, and one process puts those of two together."""
+    small.without_probe(monkeypatch)
+    folder = tiny_served(tmp_path / "served")
+    keys = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 5, "num_iterations": 1, "beta": 0.0}
+    keys |= {"num_generations": 4, "save_steps": 1, "evaluate": False}
+
+    def recipe(name: str, batch: int) -> small.Recipe:
+        stage = keys | {"per_device_train_batch_size": batch}
+        return served_recipe(tmp_path / name, rows, folder, server.url, stage, staleness=1)
+
+    with closing(Holder(loaded(folder))) as server:
+        train(recipe("one", 4))
+    with closing(Holder(loaded(folder))) as server:
+        two, one = (recipe("two", batch).model_dump() for batch in (2, 4))
+        assert train_in_ranks(two, step=3)[0] == -signal.SIGKILL
+        assert train_in_ranks(one, world=1, step=4) == [-signal.SIGKILL]
+        assert train_in_ranks(two) == [0, 0]
+        asked = [body["n"] for path, body in server.asked if path == "/v1/chat/completions"]
+        assert {2, 4} == set(asked)
+    assert [line["rollout/staleness"] for line in small.metrics(tmp_path / "two")] == [0, 1, 1, 1, 1]
+    assert judged(tmp_path / "one") == judged(tmp_path / "two")
+    assert apart(tmp_path / "one", tmp_path / "two") <= TOLERANCE
 
 
 # --- one round
