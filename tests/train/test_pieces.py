@@ -204,15 +204,18 @@ def test_the_mutant_in_token_weights_is_seen(everything: Alone, rows: Path, tmp_
 # --- killed, and gone on
 
 
-def test_killed_between_two_uses_and_resumed(everything: Alone, rows: Path, tmp_path: Path) -> None:
-    """In two processes, then in one, then in two: at the end of a rollout, and between its uses."""
+@pytest.mark.parametrize(
+    "starts", [((2, 4), (1, None)), pytest.param(((2, 2), (2, 4), (1, 5), (2, None)), marks=pytest.mark.slow)]
+)
+def test_killed_and_resumed(
+    starts: Sequence[tuple[int, int | None]], everything: Alone, rows: Path, tmp_path: Path
+) -> None:
+    """(processes, the step in which they are killed): at the end of a rollout, and between its uses."""
     stage, one = everything
-    two, alone = (tree(tmp_path / "run", rows, stage, world) for world in (2, 1))
-    strictly = HERE + "strict"
-    assert train_in_ranks(two, step=2, mutant=strictly)[0] == -signal.SIGKILL
-    assert train_in_ranks(two, step=4, mutant=strictly)[0] == -signal.SIGKILL
-    assert train_in_ranks(alone, world=1, step=5, mutant=strictly) == [-signal.SIGKILL]
-    assert train_in_ranks(two, mutant=strictly) == [0, 0]
+    for world, step in starts:
+        recipe = tree(tmp_path / "run", rows, stage, world)
+        codes = train_in_ranks(recipe, world=world, step=step, mutant=HERE + "strict")
+        assert codes[0] == (0 if step is None else -signal.SIGKILL)
     assert_as_alone(one, tmp_path / "run")
 
 
@@ -250,7 +253,7 @@ def test_three_ranks_and_a_group_of_four(half: Alone, rows: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_server_writes_pieces_ahead(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each checkpoint holds the pieces of the rollout that is on its way, and one process puts those of two together."""
+    """A checkpoint holds the pieces of the rollout that is on its way; one process puts those of two together."""
     small.without_probe(monkeypatch)
     folder = tiny_served(tmp_path / "served")
     keys = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 5, "num_iterations": 1, "beta": 0.0}
