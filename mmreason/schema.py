@@ -51,6 +51,7 @@ class TokenizerConfig(Closed):
 
     path: str | None = None
     vocab_size: PositiveInt = 512
+    whole_words: bool = False  # a word is one token wherever it stands, and so is "a3"; decoding adds a space
 
 
 class AssembleConfig(Closed):
@@ -260,7 +261,8 @@ class StageConfig(Closed):
     warmup_ratio: Fraction = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = Field(1.0, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: of hidden matrices; AdamW has the rest
+    muon_lr_scale: float = Field(1.0, gt=0)  # the matrices' rate over `learning_rate`
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     per_device_train_batch_size: PositiveInt = 8

@@ -46,7 +46,7 @@ def spread_of(
     """The parts of one of `world` processes that train `learning` tensors of `everything`."""
     weights = sum(t.numel() * t.element_size() for t in everything)
     gradients = sum(t.numel() * t.element_size() for t in learning)
-    moments = 2 if stage.optimizer == "adamw" else 1
+    moments = 1 if stage.optimizer == "sgd" else 2  # muon keeps one of a matrix: less than is said here
     config = read(recipe) if recipe.deepspeed is not None and not deepspeed_problems(recipe) else None
     if config is None:
         buffers = gradients if world > 1 else 0  # DDP's buckets hold all gradients once more

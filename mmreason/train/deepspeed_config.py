@@ -104,6 +104,11 @@ def deepspeed_problems(recipe: Recipe) -> list[str]:
                 f"stages.{stage.name}: pretask does not run under DeepSpeed; make the base model without the deepspeed "
                 "key and train on from its folder"
             )
+        if stage.optimizer == "muon":
+            problems.append(
+                f"stages.{stage.name}.optimizer: muon needs whole matrices, and DeepSpeed steps flat pieces; take "
+                "adamw, or leave the deepspeed key out"
+            )
     if config.stage == 3 and recipe.shared_prefix == "require":
         problems.append(
             "shared_prefix: require cannot be met under ZeRO-3, where training computes rows one by one (the head's "

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from mmreason.schema import StageConfig
+from mmreason.train.muon import MuonAndAdamW
 
 
 def make_optimizer(groups: list[dict[str, Any]], stage: StageConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD with momentum over named parameter groups; each remembers its own base rate as `initial_lr`."""
+    """AdamW, Muon or SGD with momentum over named parameter groups; each keeps its own base rate as `initial_lr`."""
     optimizer: torch.optim.Optimizer
+    betas = (stage.adam_beta1, stage.adam_beta2)
     if stage.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9)
+    elif stage.optimizer == "muon":
+        optimizer = MuonAndAdamW(groups, lr=stage.learning_rate, betas=betas, scale=stage.muon_lr_scale)
     else:
-        optimizer = torch.optim.AdamW(
-            groups, lr=stage.learning_rate, betas=(stage.adam_beta1, stage.adam_beta2), fused=True
-        )
+        optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=betas, fused=True)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return optimizer
