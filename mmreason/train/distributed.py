@@ -61,6 +61,9 @@ class Backend:
         """
         loss.backward()
 
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Sum gradients over ranks that a loss made outside the wrapped model's forward has left."""
+
     def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
         """Clip, update, forget the gradients; their norm before clipping. One that is not finite changes nothing."""
         trainable = [p for group in optimizer.param_groups for p in group["params"]]
@@ -164,6 +167,20 @@ class Ranks(Backend):
 
 class DDPBackend(Ranks):
     """torch DistributedDataParallel; started by torchrun."""
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        dist.all_reduce(used)
+        # one that no rank used keeps none: a gradient of zero would still decay its weights
+        parameters = [p for p, ranks in zip(parameters, used.tolist(), strict=True) if ranks]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        if not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p).clone()
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> nn.Module:
         # A rank whose rows carry no picture leaves the vision tower unused. Gradients are reduced after every

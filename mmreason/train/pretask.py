@@ -21,6 +21,7 @@ from mmreason.model.family import bare
 from mmreason.objective.dense import labels_at, word_logits, word_loss, word_vectors
 from mmreason.schema import PretaskStage
 from mmreason.train.context import Batch, Context
+from mmreason.train.distributed import shard
 from mmreason.train.step import Objective, Trainer, update
 from mmreason.types import Rendered, Sample, TrainingSample
 
@@ -42,11 +43,6 @@ class Pretask:
 
     def __init__(self, context: Context, stage: PretaskStage) -> None:
         needs_assembled(stage, context.family.name)
-        if context.backend.world_size > 1:
-            raise ValueError(
-                f"stage {stage.name}: pretask runs in one process, got {context.backend.world_size}; make the base "
-                "model in one process and train on from its folder"
-            )
         self.context = context
         self.stage = stage
         # read at once: what is wrong shows before the first step
@@ -60,22 +56,25 @@ class Pretask:
 
     def collect(self, progress: float, step: int) -> Batch:
         """The rows of one optimizer step; a quarantined row is replaced by the next one."""
-        wanted = self.stage.per_device_train_batch_size * self.stage.gradient_accumulation_steps
+        backend = self.context.backend
+        per_rank = self.stage.per_device_train_batch_size * self.stage.gradient_accumulation_steps
         seen: list[Seen] = []
         for _ in range(MAX_REDRAWS):
-            if len(seen) == wanted:
+            missing = backend.max(per_rank - len(seen))
+            if missing <= 0:
                 break
-            drawn = self.loader.next(wanted - len(seen))
+            drawn = shard(self.loader.next(missing * backend.world_size), backend)
             self.context.feed.ahead(partial(list, drawn), self.stage)
             for sample in drawn:
                 rendered = self.context.feed.prompt(sample, self.stage)
-                if rendered is not None:
+                if rendered is not None and len(seen) < per_rank:
                     seen.append(self._seen(sample, rendered))
         else:
             raise ValueError(
                 f"stage {self.stage.name}: no readable rows in {MAX_REDRAWS} draws; see quarantine.jsonl"
             )
-        self.context.feed.ahead(lambda: self.loader.peek(wanted), self.stage)
+        coming = per_rank * backend.world_size
+        self.context.feed.ahead(lambda: shard(self.loader.peek(coming), backend), self.stage)
         return Batch(
             [], Objective(), {"epoch": self.loader.epoch}, learn=lambda t, p: self._learn(seen, t, p)
         )
@@ -85,7 +84,7 @@ class Pretask:
         return Seen(rendered, kinds, self._targets[sample.source, sample.id])
 
     def _learn(self, seen: Sequence[Seen], trainer: Trainer, progress: float) -> dict[str, float]:
-        """One optimizer step on the mean cross-entropy over every label of every medium.
+        """One optimizer step on the mean cross-entropy over every label of every medium of every rank.
 
         How many labels there are is known after the last forward, so the gradients are divided and not the losses.
         """
@@ -99,14 +98,17 @@ class Pretask:
                 part, numbers = word_loss(logits, labels)
                 loss = loss + part
                 counts[name].update(numbers)
-            trainer.backend.backward(loss)
+            loss.backward()  # the wrapped model has not run: no engine sums these gradients
             loss_sum += float(loss.detach())
+        trainer.backend.sum_gradients(trainer.model)
+        counts = _together(trainer.backend.gather(counts))
         asked = max(sum(c["asked"] for c in counts.values()), 1)
         for parameter in trainer.model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= asked
-        metrics = {"loss": loss_sum / asked, "rows": float(len(seen))}
-        for name, c in counts.items():
+        rows = trainer.backend.sum(len(seen))
+        metrics = {"loss": trainer.backend.sum(loss_sum) / asked, "rows": rows}
+        for name, c in sorted(counts.items()):
             metrics[f"pretask/{name}/accuracy"] = c["right"] / max(c["asked"], 1)
             metrics[f"pretask/{name}/accuracy_things"] = c["things_right"] / max(c["things"], 1)
         return metrics | update(trainer, progress)
@@ -154,6 +156,15 @@ class Pretask:
 
     def load_state_dict(self, state: dict[str, Any], rows: list[TrainingSample]) -> None:
         self.loader.load_state_dict(state["loader"])
+
+
+def _together(of_ranks: Sequence[Mapping[str, Counter[str]]]) -> defaultdict[str, Counter[str]]:
+    """What every rank has counted, by target."""
+    total = defaultdict[str, Counter[str]](Counter)
+    for counts in of_ranks:
+        for name, numbers in counts.items():
+            total[name].update(numbers)
+    return total
 
 
 def needs_assembled(stage: PretaskStage, family: str) -> None:
