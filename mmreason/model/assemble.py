@@ -129,7 +129,7 @@ def _tokenizer(
 ) -> PreTrainedTokenizerBase:
     path = cfg.tokenizer.path or cfg.llm.get("pretrained")
     if path is None:
-        return train_tokenizer(texts(), cfg.tokenizer.vocab_size)
+        return train_tokenizer(texts(), cfg.tokenizer.vocab_size, whole_words=cfg.tokenizer.whole_words)
     with fetching(path, "the tokenizer of model.assemble"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
     add_media_tokens(tokenizer)

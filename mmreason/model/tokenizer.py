@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -48,12 +48,16 @@ CHATML = """\
 """
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, whole_words: bool = False
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE over `texts` with every digit a token of its own, special tokens, tags and chat template.
 
     Args:
         texts: what the model will read and write; answer tags in it are not learned as text.
         vocab_size: size with special tokens and tags; smaller when the texts have too few pairs to merge.
+        whole_words: a word is the same token where a text begins as inside it (a space is put before the beginning, and
+            stays there when it is decoded), and a letter with its digit, "a3", is a word.
 
     Raises:
         ValueError: `vocab_size` has no room for the 256 bytes, the special tokens and the tags.
@@ -64,13 +68,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             f"tokenizer.vocab_size is {vocab_size}; bytes, special tokens and tags alone take {least}"
         )
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            # a digit is a token of its own, with the space before it: " 2" is one step of the decoder, not two
-            pre_tokenizers.Split(Regex(r" ?\d"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    core.pre_tokenizer = pre_tokenizers.Sequence(_whole_words() if whole_words else _parts())
+    if whole_words:
+        core.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(" "), normalizers.Replace(Regex(r"^ (?=\s)"), "")]
+        )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(TAG_TOKENS),
@@ -94,6 +96,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def _parts() -> list[pre_tokenizers.PreTokenizer]:
+    """A digit is a token of its own, with the space before it: " 2" is one step of the decoder, not two."""
+    return [
+        pre_tokenizers.Split(Regex(r" ?\d"), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+
+
+def _whole_words() -> list[pre_tokenizers.PreTokenizer]:
+    """Words with the space before them, names of places (a letter and a digit) among them; other digits alone."""
+    pattern = r" ?\b[a-z]\d\b| ?\d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
 
 
 def add_media_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

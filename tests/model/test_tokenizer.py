@@ -23,6 +23,19 @@ def test_round_trip_digits_and_tags(tmp_path: Path) -> None:
     assert [t for t in tokens if t.isdigit()] == ["1", "2", "3", "4"]
 
 
+def test_a_whole_word_is_one_token_wherever_it_stands(tmp_path: Path) -> None:
+    texts = ["a3 yellow star, b2 yellow star", "what is at a3?", "yellow star", "1.5 yellow star, a3"] * 9
+    train_tokenizer(texts, 400, whole_words=True).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|im_start|>yellow star is at a3<|im_end|>\n<think>1.5 a3</think><answer>a3, yellow star, 12</answer>"
+    ids = tokenizer(text)["input_ids"]
+    pieces = [tokenizer.decode([i]) for i in ids]
+    assert [p for p in pieces if "yellow" in p or "a3" in p] == [" yellow", " a3", " a3", " a3", " yellow"]
+    assert pieces[-3:] == ["1", "2", "</answer>"]  # 12 is no word of the texts: its digits stand alone
+    spaced = "<|im_start|> yellow star is at a3<|im_end|>\n<think> 1.5 a3</think><answer> a3, yellow star, 12</answer>"
+    assert tokenizer.decode(ids) == spaced and tokenizer(spaced)["input_ids"] == ids
+
+
 def test_vocabulary_holds_specials_bytes_and_tags_once() -> None:
     tokenizer = tiny_tokenizer(384)
     vocabulary = tokenizer.get_vocab()
