@@ -35,6 +35,13 @@ METHODS: dict[str, Method] = {
         "Questions on the same media share their prompt's beginning in one row, exactly as if each had its own.",
         "base.yaml",
     ),
+    "muon": Method(
+        ("optimizer",),
+        "2502.16982",
+        "optimizer: muon",
+        "Hidden matrices step along their orthogonalized momentum; AdamW has embeddings, norms and biases.",
+        "base.yaml",
+    ),
     "thought_dropout": Method(
         ("rollout transform",),
         "2505.16854",

@@ -23,7 +23,7 @@ from mmreason.render import Renderer
 from mmreason.schema import Recipe, Stage
 from mmreason.train.context import Context
 from mmreason.train.deepspeed_config import read as read_deepspeed
-from mmreason.train.distributed import Backend, make_backend
+from mmreason.train.distributed import Backend, make_backend, shard
 from mmreason.train.feed import Feed
 from mmreason.train.metrics import Metrics
 from mmreason.train.remote import remote_engine, unsent_rows
@@ -86,14 +86,15 @@ def assemble(
 
 
 def load_sources(recipe: Recipe, run_dir: Path, backend: Backend) -> dict[str, list[Sample]]:
-    """Rows of every source; worlds are made once, by the first process."""
+    """Rows of every source; each world is made once, the processes taking turns at them."""
     folders = {name: run_dir / "data" / name for name in recipe.data}
-    if not backend.is_main:
-        backend.barrier()
-    sources = {name: load_rows(name, cfg, folders[name]) for name, cfg in recipe.data.items()}
-    if backend.is_main:
-        backend.barrier()
-    return sources
+    mine = shard([name for name, cfg in recipe.data.items() if cfg.world is not None], backend)
+    early = {name: load_rows(name, recipe.data[name], folders[name]) for name in mine}
+    backend.barrier()
+    return {
+        name: early[name] if name in early else load_rows(name, cfg, folders[name])
+        for name, cfg in recipe.data.items()
+    }
 
 
 def training_texts(recipe: Recipe, sources: dict[str, list[Sample]]) -> Iterable[str]:
