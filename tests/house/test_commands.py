@@ -148,12 +148,27 @@ def test_compare_runs_recipes_and_seeds_into_one_table(tmp_path: Path) -> None:
     assert "against first" in table
 
 
+TRAIN = ["mmreason.cli", "train"]
+LAUNCHERS = {
+    "mmreason": ["mmreason.cli", "launch", "--nproc", "2"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *TRAIN],
+    "deepspeed": ["deepspeed.launcher.runner", "--num_gpus", "2", "--module", *TRAIN],
+}
+
+
 @pytest.mark.slow
-def test_launch_trains_with_two_processes(tmp_path: Path) -> None:
-    recipe = ROOT / "recipes" / "debug.yaml"
-    command = [sys.executable, "-m", "mmreason.cli", "launch", str(recipe), "--nproc", "2", *SMALL]
+@pytest.mark.parametrize("engine", ["null", "zero2"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train(launcher: str, engine: str, tmp_path: Path) -> None:
+    """However they are started; `--num_gpus` are processes, on a CPU too."""
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], str(ROOT / "recipes" / "debug.yaml"), *SMALL]
     done = subprocess.run(
-        [*command, f"output_dir={tmp_path}/run"], capture_output=True, text=True, timeout=200
+        [*command, f"deepspeed={engine}", f"output_dir={tmp_path}/run"],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    states = [json.loads(path.read_text()) for path in tmp_path.glob("run/checkpoint-*/trainer_state.json")]
+    assert [state["world_size"] for state in states] == [2] * len(states) != []

@@ -30,6 +30,30 @@ def test_the_other_rank_is_told_what_to_do(how: str, said: str) -> None:
     assert "ddp_timeout" in first.stdout and said in first.stdout
 
 
+ABORT = """
+import os
+
+def abort(completions, **columns):
+    if os.environ["RANK"] == "1":
+        os.abort()
+    return [0.0] * len(completions)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_a_signal_ends_is_explained(tmp_path: Path) -> None:
+    """As NCCL's watchdog ends one that waits in vain."""
+    (tmp_path / "abort.py").write_text(ABORT)
+    keys = ["data.warm.count=16", "data.base.count=16", "data.prompts.count=16", "stages.sft.max_steps=1"]
+    keys += [f"stages.grpo.reward_funcs=[{tmp_path}/abort.py:abort]", "stages.grpo.reward_weights=[1.0]"]
+    command = [sys.executable, "-m", "mmreason.cli", "launch", "recipes/debug.yaml", "--nproc", "2", *keys]
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path}/run"], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    assert "mmreason: a process was ended by signal 6." in done.stderr and "raise ddp_timeout" in done.stderr
+
+
 def test_other_errors_keep_their_words() -> None:
     with pytest.raises(RuntimeError, match="^size mismatch$"), lost_ranks_named():
         raise RuntimeError("size mismatch")

@@ -213,6 +213,22 @@ def test_what_the_server_cannot_do_is_said_by_name(server: Server, model: Any, t
         rollout.connect()
 
 
+def test_a_group_in_pieces_is_the_whole_group(server: Server, model: Any, tmp_path: Path):
+    """As ranks ask that share a group: each by the prompt's seed + the number of its first completion."""
+    renderer = Renderer(model.processor)
+    rollout = engine(server.url, tmp_path / "weights", model.model, run="pieces", max_wait=60.0)
+    rollout.publish(model.model, 0)
+    given, params = prompts(renderer), SamplingParams(16)
+
+    def asked(count: int, first: int) -> list[list[list[int]]]:
+        groups = rollout.complete(given, count, params, renderer, [1000 * i + first for i in range(4)])
+        return [[t.ids.tolist() for t in group] for group in groups]
+
+    pieces = [one + other for one, other in zip(asked(6, 0), asked(2, 6), strict=True)]
+    assert pieces == asked(8, 0)
+    assert pieces != asked(8, 1)
+
+
 def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
     """Do something once a condition holds, beside the run."""
 
@@ -286,12 +302,14 @@ def test_a_run_that_asks_ahead_goes_on_over_the_servers_death(
 
 
 def test_two_ranks_share_a_server(server: Server, folder: Path, tmp_path: Path):
-    """One gives it the weights, both ask; every rank's completions are of the step's version."""
+    """One gives it the weights, both ask, each for a group and half of another; all completions are of the step's
+    version.
+    """
     server.wait()
     out, rows = tmp_path / "run", write_pictures(tmp_path / "rows")
     whole = served_recipe(out, rows, folder, server.url, max_wait=START)
     (stage,) = whole.stages
-    stage.max_steps, stage.per_device_train_batch_size = 4, 16
+    stage.max_steps, stage.per_device_train_batch_size = 4, 12
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(whole))
     command = [sys.executable, "-m", "mmreason.cli", "launch", str(path), "--nproc", "2"]
@@ -300,7 +318,10 @@ def test_two_ranks_share_a_server(server: Server, folder: Path, tmp_path: Path):
     lines = small.metrics(out)
     assert [line["rollout/version"] for line in lines] == [1, 1, 3, 3]
     assert all(
-        line["rows"] == 32 and line["sampling/sampling_logp_difference/max"] <= MISMATCH for line in lines
+        line["groups"] == 3
+        and line["rows"] == 24
+        and line["sampling/sampling_logp_difference/max"] <= MISMATCH
+        for line in lines
     )
     assert sum(line["rollout/pushes"] for line in lines[::2]) == 2
 
