@@ -86,7 +86,11 @@ def _expected(kind: str, listed: str, asked: list[str]) -> list[str]:
     if kind in ("picture_name", "sounds_name"):
         return [f"{place} {dict(entries)[place]}" for place in asked]
     if kind == "events_when":
-        return [f"{next(p for p, words in entries if words == said)} {said}" for said in asked]
+        moments = {words: f" {place}" for place, words in entries if place != "stayed"}
+        return [said + moments.get(said, "") for said in asked]
+    if kind == "events_did":
+        done = {v: [p or "stayed" for p, w in entries if f" {v}" in f" {w}"] for v in asked}
+        return [f"{v} {' '.join(done[v]) or 'none'}" for v in asked]
     if kind == "events_who":
         names = {v: [w.split(f" {v}")[0] for _, w in entries if f" {v}" in f" {w}"] for v in asked}
         return [f"{v} {' '.join(names[v]) or 'none'}" for v in asked]
@@ -95,7 +99,7 @@ def _expected(kind: str, listed: str, asked: list[str]) -> list[str]:
         return [f"{t} {_where(heard, t)}" for t in asked]
     if kind == "film_sound":
         at = {said: place for place, said in seen.items()}
-        return [f"{at[said]} {said} {dict(heard).get(at[said], 'none')}" for said in asked]
+        return [f"{said} {at[said]} {dict(heard).get(at[said], 'none')}" for said in asked]
     assert kind == "film_at", kind
     out = []
     for term in asked:

@@ -14,6 +14,7 @@ from mmreason.data.worlds.audio.synth import LOUDS, PITCHES
 from mmreason.data.worlds.audio.words import (
     counted,
     in_order,
+    looked_up,
     plural,
     seen,
     short,
@@ -138,10 +139,15 @@ def _compare_offers(
 
 
 def _compare_ask(
-    candidate: Candidate, question: str, captions: tuple[str, str], words: tuple[str, str], rng: Rng
+    candidate: Candidate, question: str, said: tuple[str, str], words: tuple[str, str], rng: Rng
 ) -> Draft:
+    """`said`: what a thought notices of either sound beyond its name."""
     (one, a), (two, b) = candidate.args
     names = [what.removeprefix("the ") for what in (one, two)]
+    captions = [
+        f"{looked_up(names[0], a)} {said[0]}".rstrip(),
+        f"{looked_up(names[1], b)} {said[1]}".rstrip(),
+    ]
     options = {"first": names[0], "second": names[1], SAME: SAME}
     answer = options[str(candidate.answer)]
     mark = {"first": ">", "second": "<", SAME: "="}[str(candidate.answer)]
@@ -159,7 +165,7 @@ def higher_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 def higher_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """Which of two tones is higher."""
     a, b = (sound for _, sound in candidate.args)
-    return _compare_ask(candidate, "higher", (in_order([a]), in_order([b])), (a.pitch, b.pitch), rng)
+    return _compare_ask(candidate, "higher", ("", ""), (a.pitch, b.pitch), rng)
 
 
 def louder_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -170,8 +176,7 @@ def louder_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 def louder_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """Which of two sounds is louder."""
     a, b = (sound for _, sound in candidate.args)
-    captions = (f"{in_order([a])} {a.loud}", f"{in_order([b])} {b.loud}")
-    return _compare_ask(candidate, "louder", captions, (a.loud, b.loud), rng)
+    return _compare_ask(candidate, "louder", (a.loud, b.loud), (a.loud, b.loud), rng)
 
 
 def _alone(scene: Scene) -> list[Heard]:

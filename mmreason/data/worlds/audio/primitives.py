@@ -9,6 +9,7 @@ from mmreason.data.worlds.audio.scenes import TERMS, Heard, Scene
 from mmreason.data.worlds.audio.synth import LOUDS, PITCHES, TONES
 from mmreason.data.worlds.audio.words import (
     in_order,
+    looked_up,
     places,
     plural,
     seen,
@@ -127,7 +128,7 @@ def pitch_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     term, sound = candidate.args
     what = singular(term)
     texts = (f"what pitch is the {what}?", f"name the pitch of the {what}.")
-    return _attribute(what, sound, in_order([sound]), sound.pitch, texts, PITCHES, rng)
+    return _attribute(what, sound, looked_up(what, sound), sound.pitch, texts, PITCHES, rng)
 
 
 def tone_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -139,8 +140,9 @@ def tone_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 def tone_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """The kind of the one sound of a pitch."""
     term, sound = candidate.args
+    what = short(term)
     texts = (f"what is the {singular(term)}?", f"name the {singular(term)}.")
-    return _attribute(short(term), sound, in_order([sound]), sound.kind, texts, TONES, rng)
+    return _attribute(what, sound, looked_up(what, sound), sound.kind, texts, TONES, rng)
 
 
 def loud_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -155,7 +157,7 @@ def loud_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     what, sound = candidate.args
     the = what if candidate.group == "place" else f"the {what}"
     texts = (f"is {the} soft or loud?", f"how loud is {the}?")
-    return _attribute(what, sound, f"{in_order([sound])} {sound.loud}", sound.loud, texts, LOUDS, rng)
+    return _attribute(what, sound, f"{looked_up(what, sound)} {sound.loud}", sound.loud, texts, LOUDS, rng)
 
 
 KINDS = (

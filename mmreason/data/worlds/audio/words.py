@@ -36,6 +36,15 @@ def in_order(sounds: Sequence[Heard]) -> str:
     return ", ".join(f"{sound.place} {sound.name}" for sound in sounds)
 
 
+def looked_up(what: str, sound: Heard) -> str:
+    """The one sound that is meant, its place, then all of it: "bell 3, 3 low bell", "sound 3, 3 low bell".
+
+    What is meant comes first, for the same reason as in the video world's `found`.
+    """
+    place = f" {sound.place}"
+    return f"{what.removesuffix(place)}{place}, {in_order([sound])}"
+
+
 def listed(scene: Scene) -> str:
     """All that is heard, in order; of two clips "first 1 high beep, 2 ba, second 1 low bell"."""
     if len(scene.clips) == 1:

@@ -11,7 +11,7 @@ from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.audio.synth import PITCHES
 from mmreason.data.worlds.av.primitives import LEAST
 from mmreason.data.worlds.av.scenes import VERBS, Heard, Scene
-from mmreason.data.worlds.av.words import told
+from mmreason.data.worlds.av.words import found, told
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
 from mmreason.data.worlds.video.physics import Event
@@ -29,12 +29,13 @@ def _name(x: Event | Heard) -> str:
     return f"the {x.kind}" if isinstance(x, Heard) else x.phrase
 
 
+def _found(x: Event | Heard) -> str:
+    """When it is, by the words of a question: "bell 3", "red star flashed 5"."""
+    return found(x.kind if isinstance(x, Heard) else x.phrase, [x])
+
+
 def _told(x: Event | Heard) -> str:
     return told(x) if isinstance(x, Heard) else told_event(x)
-
-
-def _list(items: Sequence[Event | Heard]) -> str:
-    return ", ".join(map(_told, items)) or "none"
 
 
 def sum_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -61,20 +62,20 @@ def before_offers(scene: Scene, rng: Rng) -> list[Candidate]:
         *(("sounds", scene.sounds, event) for event in scene.events),
     ]
     offers = []
-    for what, found, pivot in pairs:
+    for what, items, pivot in pairs:
         for side, on in SIDES.items():
-            right = tuple(x for x in found if on(x.moment, pivot.moment))
-            group = f"{what.split()[0]} {len(found)}"  # what one sense knows
-            if len(found) in (2, 3) and pivot.moment == MIDDLE:
-                offers.append(Candidate("before", group, len(right), (what, found, pivot, side, right)))
+            right = tuple(x for x in items if on(x.moment, pivot.moment))
+            group = f"{what.split()[0]} {len(items)}"  # what one sense knows
+            if len(items) in (2, 3) and pivot.moment == MIDDLE:
+                offers.append(Candidate("before", group, len(right), (what, items, pivot, side, right)))
     return offers
 
 
 def before_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """A count on one side of a moment that the other sense gives."""
-    what, found, pivot, side, right = candidate.args
-    caption = f"{_told(pivot)}, {_list(found)}"
-    said = f"{side} {pivot.moment} {_list(right)}, {up_to(len(right))}"
+    what, items, pivot, side, right = candidate.args
+    caption = f"{_found(pivot)}, {found(what.split()[-1], items)}"
+    said = f"{found(f'{side} {pivot.moment} is', right)}, {up_to(len(right))}"
     thought = Thought(f"find {_name(pivot)}, count {what} {side}", caption, said, f"{caption}, {said}")
     ask = f"{what} {side} {_name(pivot)}"
     text = pick((f"how many {ask}?", f"count the {ask}."), rng)
@@ -95,8 +96,8 @@ def _pairs(pairs: Sequence[tuple[Event, Heard]]) -> str:
 def together_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """The number of moments at which something is seen to happen and heard."""
     pairs = scene.together
-    found = _pairs(pairs)
-    thought = Thought("find events with a sound", found, up_to(len(pairs)), f"{found}, so {len(pairs)}")
+    caption = _pairs(pairs)
+    thought = Thought("find events with a sound", caption, up_to(len(pairs)), f"{caption}, so {len(pairs)}")
     text = pick(("how many events had a sound?", "count the events that had a sound."), rng)
     return Draft(text, "numeric", (str(len(pairs)),), thought, marks=tuple(x for pair in pairs for x in pair))
 
@@ -111,7 +112,12 @@ def _subsets(
             kind,
             "",
             k,
-            (*args, shuffled(pairs, rng)[:k], shuffled(others, rng)[: SHOWN - k]),
+            (
+                *args,
+                {sound.moment: sound.name for sound in scene.sounds},
+                shuffled(pairs, rng)[:k],
+                shuffled(others, rng)[: SHOWN - k],
+            ),
             weight=comb(SHOWN, k),
         )
         for k in range(1, SHOWN + 1)
@@ -120,13 +126,14 @@ def _subsets(
 
 
 def _which(what: str, candidate: Candidate, rng: Rng) -> Draft:
-    *_, pairs, others = candidate.args
-    options = shuffled([*(event.phrase for event, _ in pairs), *(event.phrase for event in others)], rng)
+    *_, sounds, pairs, others = candidate.args
+    shown = shuffled([*(event for event, _ in pairs), *others], rng)
+    options = tuple(event.phrase for event in shown)
     there = sorted(pairs, key=lambda pair: options.index(pair[0].phrase))
     right = tuple(event.phrase for event, _ in there)
-    found = _pairs(there)
+    caption = ", ".join(f"{_found(event)} {sounds.get(event.moment, 'none')}" for event in shown)
     said = ", ".join(right)
-    thought = Thought(f"find {what} for each", found, f"{len(right)} of {SHOWN}", f"{found}, so {said}")
+    thought = Thought(f"find {what} for each", caption, f"{len(right)} of {SHOWN}", f"{caption}, so {said}")
     text = pick((f"which of these had {what}?", f"at which of these did you hear {what}?"), rng)
     marks = tuple(x for pair in there for x in pair)
     return Draft(text, "multi_choice", right, thought, options, marks)
@@ -183,14 +190,14 @@ def next_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """What one sense has first after a moment that the other gives."""
     what, pivot, shown = candidate.args
     label = {x: x.name if isinstance(x, Heard) else x.phrase for x in shown}
-    right = label[shown[0]]
-    found = f"{_told(pivot)}, {_list(sorted(shown, key=lambda x: x.moment))}"
+    right, choices = label[shown[0]], shuffled(shown, rng)
+    caption = f"{_found(pivot)}, {', '.join(found(label[x], [x]) for x in choices)}"
     thought = Thought(
-        f"find {_name(pivot)}", found, f"after {pivot.moment} {_told(shown[0])}", f"{found}, so {right}"
+        f"find {_name(pivot)}", caption, f"after {pivot.moment} {_told(shown[0])}", f"{caption}, so {right}"
     )
     verb = "happened" if what == "things" else "was heard"
     texts = (f"what {verb} first after {_name(pivot)}?", f"which of these {verb} first after {_name(pivot)}?")
-    options = tuple(label[x] for x in shuffled(shown, rng))
+    options = tuple(label[x] for x in choices)
     return Draft(pick(texts, rng), "single_choice", (right,), thought, options, (pivot, shown[0]))
 
 

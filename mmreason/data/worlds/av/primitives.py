@@ -8,7 +8,7 @@ import numpy as np
 
 from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.av.scenes import Heard, Scene
-from mmreason.data.worlds.av.words import listed, told
+from mmreason.data.worlds.av.words import found, listed, told
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
 from mmreason.data.worlds.video.physics import Event
@@ -40,9 +40,9 @@ def _choice(
     rng: Rng,
 ) -> Draft:
     """The moment known from one sense, then what the other has there."""
-    said = [told(x) if isinstance(x, Heard) else seen(x) for x in (first, second)]
-    thought = Thought(f"find {first.kind if isinstance(first, Heard) else first.phrase}", ", ".join(said),
-                      f"it is {answer}", f"{', '.join(said)}, so {answer}")  # fmt: skip
+    term = first.kind if isinstance(first, Heard) else first.phrase
+    caption = f"{found(term, [first])}, {told(second) if isinstance(second, Heard) else seen(second)}"
+    thought = Thought(f"find {term}", caption, f"it is {answer}", f"{caption}, so {answer}")
     return Draft(
         pick(texts, rng), "single_choice", (answer,), thought, shuffled(options, rng), (first, second)
     )
@@ -50,8 +50,8 @@ def _choice(
 
 def at_offers(scene: Scene, rng: Rng) -> list[Candidate]:
     """Sounds at whose moment something happens, among three events or more."""
-    found = scene.together if len(scene.events) >= LEAST else ()
-    return [Candidate("at", "", event.verb, (event, sound)) for event, sound in found]
+    pairs = scene.together if len(scene.events) >= LEAST else ()
+    return [Candidate("at", "", event.verb, (event, sound)) for event, sound in pairs]
 
 
 def at_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
@@ -63,8 +63,8 @@ def at_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
 
 def heard_offers(scene: Scene, rng: Rng) -> list[Candidate]:
     """Events at whose moment there is a sound, among three sounds or more."""
-    found = scene.together if len(scene.sounds) >= LEAST else ()
-    return [Candidate("heard", "", sound.kind, (event, sound)) for event, sound in found]
+    pairs = scene.together if len(scene.sounds) >= LEAST else ()
+    return [Candidate("heard", "", sound.kind, (event, sound)) for event, sound in pairs]
 
 
 def heard_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:

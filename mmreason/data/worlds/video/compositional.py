@@ -13,7 +13,16 @@ from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
 from mmreason.data.worlds.video.physics import VERBS, Clip, Event, Undecided, without
 from mmreason.data.worlds.video.primitives import TIMED
-from mmreason.data.worlds.video.words import listed, named_options, names, other_names, phrases, told, up_to
+from mmreason.data.worlds.video.words import (
+    found,
+    moments,
+    named_options,
+    names,
+    other_names,
+    phrases,
+    told,
+    up_to,
+)
 
 Rng = np.random.Generator
 PAIRS = tuple(combinations(VERBS, 2))
@@ -40,9 +49,9 @@ def sum_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """Two counts added."""
     a, b = shuffled(candidate.args, rng)
     n, m = len(clip.did(a)), len(clip.did(b))
-    found = _both(clip, a, b)
+    counted = _both(clip, a, b)
     said = f"{n} + {m} = {n + m}"
-    thought = Thought(f"count {a} and {b}, add", found, said, f"{found}, {said}")
+    thought = Thought(f"count {a} and {b}, add", counted, said, f"{counted}, {said}")
     text = pick((f"how many {a} and {b} in all?", f"add the {a} and the {b}."), rng)
     return Draft(text, "numeric", (str(n + m),), thought, marks=clip.did(a) + clip.did(b))
 
@@ -59,11 +68,16 @@ def difference_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     n, m = len(clip.did(a)), len(clip.did(b))
     if n == m:
         a, b = shuffled((a, b), rng)
-    found = _both(clip, a, b)
+    counted = _both(clip, a, b)
     said = f"{n} - {m} = {n - m}"
-    thought = Thought(f"count {a} and {b}, subtract", found, said, f"{found}, {said}")
+    thought = Thought(f"count {a} and {b}, subtract", counted, said, f"{counted}, {said}")
     text = pick((f"how many more {a} than {b}?", f"take the {b} from the {a}."), rng)
     return Draft(text, "numeric", (str(n - m),), thought, marks=clip.did(a) + clip.did(b))
+
+
+def _each(events: Sequence[Event]) -> str:
+    """When each happened, as they are asked: "red star flashed 5, blue circle appeared 2"."""
+    return ", ".join(found(e.phrase, [e]) for e in events)
 
 
 def order_offers(clip: Clip, rng: Rng) -> list[Candidate]:
@@ -80,9 +94,11 @@ def order_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 def order_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """Which of three events came first, or last."""
     three, end, event = candidate.args
-    found = listed(three)
-    thought = Thought(f"find {end}", found, f"{end} is {told(event)}", f"{found}, {end} is {event.phrase}")
-    options = tuple(e.phrase for e in shuffled(three, rng))
+    shown = shuffled(three, rng)
+    caption, options = _each(shown), tuple(e.phrase for e in shown)
+    thought = Thought(
+        f"find {end}", caption, f"{end} is {told(event)}", f"{caption}, {end} is {event.phrase}"
+    )
     text = pick((f"which of these was {end}?", f"which of these happened {end}?"), rng)
     return Draft(text, "single_choice", (event.phrase,), thought, options, three)
 
@@ -101,13 +117,15 @@ def next_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 
 def next_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """What came next after one event, among three events."""
-    event, shown = candidate.args
-    after = shown[0]
-    found = listed(sorted((event, *shown)))
+    event, (after, *others) = candidate.args
+    shown = shuffled([after, *others], rng)
+    caption, options = _each((event, *shown)), tuple(e.phrase for e in shown)
     thought = Thought(
-        f"find {event.phrase}", found, f"{told(event)}, then {told(after)}", f"{found}, then {after.phrase}"
+        f"find {event.phrase}",
+        caption,
+        f"after {event.moment} {told(after)}",
+        f"{caption}, then {after.phrase}",
     )
-    options = tuple(e.phrase for e in shuffled(shown, rng))
     text = pick((f"what came first after {event.phrase}?", f"which was first after {event.phrase}?"), rng)
     return Draft(text, "single_choice", (after.phrase,), thought, options, (event, after))
 
@@ -117,27 +135,23 @@ def before_offers(clip: Clip, rng: Rng) -> list[Candidate]:
     offers = []
     for event in (e for e in clip.events if e.verb in TIMED and not e.pushed):
         for verb in TIMED:
-            found = [e for e in clip.did(verb) if e.moment != event.moment]
-            if verb == event.verb or not found:
+            doers = tuple(e for e in clip.did(verb) if e.moment != event.moment)
+            if verb == event.verb or not doers:
                 continue
-            early = tuple(e for e in found if e.moment < event.moment)
-            late = tuple(e for e in found if e.moment > event.moment)
-            offers.append(
-                Candidate(
-                    "before", f"before {verb}", len(early), (event, verb, "before", early, tuple(found))
+            early = tuple(e for e in doers if e.moment < event.moment)
+            late = tuple(e for e in doers if e.moment > event.moment)
+            for side, right in (("before", early), ("after", late)):
+                offers.append(
+                    Candidate("before", f"{side} {verb}", len(right), (event, verb, side, right, doers))
                 )
-            )
-            offers.append(
-                Candidate("before", f"after {verb}", len(late), (event, verb, "after", late, tuple(found)))
-            )
     return offers
 
 
 def before_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """A count on one side of an event."""
-    event, verb, side, right, found = candidate.args
-    caption = f"{told(event)}, {listed(found)}"
-    said = f"{side} {event.moment} {names(right)}, {up_to(len(right))}"
+    event, verb, side, right, doers = candidate.args
+    caption = f"{found(event.phrase, [event])}, {found(verb, doers)}"
+    said = f"{side} {event.moment} is {moments(right)}, {up_to(len(right))}"
     thought = Thought(f"find {event.phrase}, count {verb} {side}", caption, said, f"{caption}, {said}")
     text = pick(
         (
@@ -186,9 +200,9 @@ def which_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     options = shuffled([*(e.phrase for e in chosen), *wrong], rng)
     right = tuple(o for o in options if o not in wrong)
     marks = sorted(chosen, key=lambda e: right.index(e.phrase))
-    found = listed(marks)
+    caption = ", ".join(found(o, [e for e in marks if e.phrase == o]) for o in options)
     thought = Thought(
-        "find each option", found, f"{len(right)} of {SHOWN} seen", f"{found}, so {', '.join(right)}"
+        "find each option", caption, f"{len(right)} of {SHOWN} seen", f"{caption}, so {', '.join(right)}"
     )
     text = pick(("which of these happened?", "which of these did you see?"), rng)
     return Draft(text, "multi_choice", right, thought, options, tuple(marks))
@@ -262,12 +276,12 @@ def same_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     right_names = [e.name for e in others]
     options = named_options(right_names, clip, OF_THREE, rng, but=event.name)
     right = tuple(o for o in options if o in right_names)
-    found = phrases(clip.did("moved"))
+    caption = phrases(clip.did("moved"))
     thought = Thought(
         f"find moved {event.what}",
-        found,
+        caption,
         f"{event.what} {', '.join(right)}",
-        f"{found}, so {', '.join(right)}",
+        f"{caption}, so {', '.join(right)}",
     )
     text = pick(
         (

@@ -11,7 +11,7 @@ from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image.scenes import COLOURS
 from mmreason.data.worlds.rows import Thought
 from mmreason.data.worlds.video.physics import MOMENTS, VERBS, WAYS, Clip, Event
-from mmreason.data.worlds.video.words import listed, named_options, names, told, up_to
+from mmreason.data.worlds.video.words import found, listed, named_options, names, told, up_to
 
 Rng = np.random.Generator
 SHOWN = 4  # options of a question about names
@@ -50,9 +50,9 @@ def frame_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 def frame_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """Things and their cells at one moment."""
     moment = candidate.args[0]
-    found = _frame(clip, moment)
-    said = ", ".join(found) or "empty"
-    thought = Thought(f"look at {moment}", said, f"{len(found)} at {moment}", said)
+    there = _frame(clip, moment)
+    said = ", ".join(there) or "empty"
+    thought = Thought(f"look at {moment}", said, f"{len(there)} at {moment}", said)
     text = pick((f"list the things at {moment}.", f"what do you see at {moment}?"), rng)
     return Draft(text, "text", (said,), thought)
 
@@ -66,19 +66,20 @@ def count_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 def count_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """The names, then counting up."""
     verb = candidate.args[0]
-    found = clip.did(verb) if verb else ()
-    who = names(found) if verb else ", ".join(clip.names)
-    n = len(found) if verb else len(clip.actors)
+    doers = clip.did(verb) if verb else ()
+    who = names(doers) if verb else ", ".join(clip.names)
+    n = len(doers) if verb else len(clip.actors)
     thought = Thought(f"count {verb or 'all'}", f"{verb or 'all'} {who}", up_to(n), f"{who}, so {n}")
     texts = (f"how many things {verb}?", f"count the things that {verb}.")
     text = pick(texts if verb else ("how many things are there in all?", "count all things."), rng)
-    return Draft(text, "numeric", (str(n),), thought, marks=found)
+    return Draft(text, "numeric", (str(n),), thought, marks=doers)
 
 
 def _choice(
     what: str, event: Event, answer: str, texts: Sequence[str], options: tuple[str, ...], rng: Rng
 ) -> Draft:
-    thought = Thought(f"find {what}", told(event), f"it is {answer}", f"{told(event)}, so {answer}")
+    caption = f"{found(what, [event])}, {told(event)}"
+    thought = Thought(f"find {what}", caption, f"it is {answer}", f"{caption}, so {answer}")
     return Draft(pick(texts, rng), "single_choice", (answer,), thought, options, (event,))
 
 
@@ -96,7 +97,7 @@ def way_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
 
 def who_offers(clip: Clip, rng: Rng) -> list[Candidate]:
     """Whatever only one thing did."""
-    return [Candidate("who", "", verb, (found[0],)) for verb in VERBS if len(found := clip.did(verb)) == 1]
+    return [Candidate("who", "", verb, (doers[0],)) for verb in VERBS if len(doers := clip.did(verb)) == 1]
 
 
 def who_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
@@ -109,7 +110,7 @@ def who_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
 
 def first_offers(clip: Clip, rng: Rng) -> list[Candidate]:
     """Whatever several things did, at the two ends of time."""
-    several = [found for verb in TIMED if len(found := clip.did(verb)) >= 2]
+    several = [doers for verb in TIMED if len(doers := clip.did(verb)) >= 2]
     return [
         Candidate("first", end, f[i].verb, (f, i)) for f in several for end, i in (("first", 0), ("last", -1))
     ]
@@ -117,11 +118,11 @@ def first_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 
 def first_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """Which of several did it first, or last."""
-    found, end = candidate.args
-    event, verb = found[end], found[0].verb
+    doers, end = candidate.args
+    event, verb = doers[end], doers[0].verb
     word = "first" if end == 0 else "last"
     options = named_options([event.name], clip, SHOWN, rng)
-    caption = listed(found)
+    caption = found(verb, doers)
     thought = Thought(
         f"find {verb} {word}", caption, f"{word} is {told(event)}", f"{caption}, {word} is {event.name}"
     )
@@ -151,8 +152,8 @@ def when_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """The moment of one event."""
     event = candidate.args[0]
     short = f"{event.name} {event.verb}"
-    at = f"at {event.moment}"
-    thought = Thought(f"find {short}", told(event), at, f"{told(event)}, so {event.moment}")
+    at, caption = f"at {event.moment}", found(short, [event])
+    thought = Thought(f"find {short}", caption, at, f"{caption}, so {event.moment}")
     text = pick((f"when was it: {short}?", f"name the moment: {short}."), rng)
     return Draft(text, "numeric", (str(event.moment),), thought, marks=(event,))
 

@@ -25,6 +25,20 @@ def listed(entries: Sequence[Event]) -> str:
     return ", ".join(told(e) for e in entries) or NONE
 
 
+def moments(events: Iterable[Event]) -> str:
+    """When they happened, or "none"; "stayed" for what has no moment: "2 5 5"."""
+    return " ".join("stayed" if e.verb == "stayed" else str(e.moment) for e in events) or NONE
+
+
+def found(term: str, events: Iterable[Event]) -> str:
+    """What a thought looked for, then when: "red star moved 3", "flashed 2 5", "blue circle flashed none".
+
+    The term comes first: what stands before the moment is then what names it, and a small LLM finds it at once.
+    With the moment first it must be known before anything is written, and is mostly guessed.
+    """
+    return f"{term} {moments(events)}"
+
+
 def phrases(events: Sequence[Event]) -> str:
     """The events without their moments, or "none": "red star moved left, green square flashed"."""
     return ", ".join(e.phrase for e in events) or NONE

@@ -78,14 +78,22 @@ def _sound(listing: Listing, rng: Rng) -> tuple[str, list[str], list[str]]:
     seen, heard = listing.lists
     heard_at = {s.place: s.name for s in heard}
     asked = shuffled(seen, rng)
-    found = [f"{e.place} {e.said} {heard_at.get(e.place, NONE)}" for e in asked]
+    found = [f"{e.said} {e.place} {heard_at.get(e.place, NONE)}" for e in asked]
     return "what sound has each", [e.said for e in asked], found
 
 
 def _when(listing: Listing, rng: Rng) -> tuple[str, list[str], list[str]]:
     (entries,) = listing.lists
     asked = shuffled(entries, rng)
-    return "when is each", [e.said for e in asked], [f"{e.place or 'stayed'} {e.said}" for e in asked]
+    return "when is each", [e.said for e in asked], [f"{e.said} {e.place}".rstrip() for e in asked]
+
+
+def _did(listing: Listing, rng: Rng) -> tuple[str, list[str], list[str]]:
+    """Everything there is to do, and when it was done."""
+    (entries,) = listing.lists
+    asked = list(shuffled(VERBS, rng))[: TERMS - 1]
+    doing = {verb: [e.place or "stayed" for e in entries if e.did.split()[0] == verb] for verb in asked}
+    return "find each", asked, [f"{v} {' '.join(p) or NONE}" for v, p in doing.items()]
 
 
 def _who(listing: Listing, rng: Rng) -> tuple[str, list[str], list[str]]:
@@ -115,5 +123,5 @@ def _kinds(**drills: Drill) -> tuple[Kind[Listing], ...]:
 PICTURE = _kinds(picture_find=_find(THINGS, 0), picture_count=_count(THINGS), picture_name=_name)
 ONE_CLIP = _kinds(sounds_find=_find(SOUNDS, 0), sounds_count=_count(SOUNDS), sounds_name=_name)
 TWO_CLIPS = _kinds(clips_find=_clips)
-EVENTS = _kinds(events_find=_find(THINGS, 0), events_when=_when, events_who=_who)
+EVENTS = _kinds(events_find=_find(THINGS, 0), events_when=_when, events_did=_did, events_who=_who)
 FILM = _kinds(film_find=_find(SOUNDS, 1), film_at=_at, film_sound=_sound)
