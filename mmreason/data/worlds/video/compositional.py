@@ -36,8 +36,11 @@ def _pairs(clip: Clip) -> list[tuple[str, str, int, int]]:
     return [(a, b, counts[a], counts[b]) for a, b in PAIRS if counts[a] + counts[b]]
 
 
-def _both(clip: Clip, a: str, b: str) -> str:
-    return f"{a} {names(clip.did(a))}, {b} {names(clip.did(b))}"
+def _arithmetic(clip: Clip, a: str, b: str, verb: str, said: str, texts: Sequence[str], rng: Rng) -> Draft:
+    """Two counts, then one line of arithmetic that ends in the answer."""
+    caption = f"{a} {names(clip.did(a))}, {b} {names(clip.did(b))}"
+    thought = Thought(f"count {a} and {b}, {verb}", caption, said, f"{caption}, {said}")
+    return Draft(pick(texts, rng), "numeric", (said.split()[-1],), thought, marks=clip.did(a) + clip.did(b))
 
 
 def sum_offers(clip: Clip, rng: Rng) -> list[Candidate]:
@@ -49,11 +52,8 @@ def sum_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     """Two counts added."""
     a, b = shuffled(candidate.args, rng)
     n, m = len(clip.did(a)), len(clip.did(b))
-    counted = _both(clip, a, b)
-    said = f"{n} + {m} = {n + m}"
-    thought = Thought(f"count {a} and {b}, add", counted, said, f"{counted}, {said}")
-    text = pick((f"how many {a} and {b} in all?", f"add the {a} and the {b}."), rng)
-    return Draft(text, "numeric", (str(n + m),), thought, marks=clip.did(a) + clip.did(b))
+    texts = (f"how many {a} and {b} in all?", f"add the {a} and the {b}.")
+    return _arithmetic(clip, a, b, "add", f"{n} + {m} = {n + m}", texts, rng)
 
 
 def difference_offers(clip: Clip, rng: Rng) -> list[Candidate]:
@@ -68,11 +68,8 @@ def difference_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
     n, m = len(clip.did(a)), len(clip.did(b))
     if n == m:
         a, b = shuffled((a, b), rng)
-    counted = _both(clip, a, b)
-    said = f"{n} - {m} = {n - m}"
-    thought = Thought(f"count {a} and {b}, subtract", counted, said, f"{counted}, {said}")
-    text = pick((f"how many more {a} than {b}?", f"take the {b} from the {a}."), rng)
-    return Draft(text, "numeric", (str(n - m),), thought, marks=clip.did(a) + clip.did(b))
+    texts = (f"how many more {a} than {b}?", f"take the {b} from the {a}.")
+    return _arithmetic(clip, a, b, "subtract", f"{n} - {m} = {n - m}", texts, rng)
 
 
 def _each(events: Sequence[Event]) -> str:
