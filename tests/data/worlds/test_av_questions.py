@@ -134,6 +134,30 @@ def test_kinds_are_asked_about_and_thoughts_are_short(made: Made) -> None:
             assert row["rationale"]["free"].endswith(row["solution"])
 
 
+def _named(term: str, truth: Truth) -> list[int]:
+    """Moments of what a term names: an event or a sound whole, a kind of sound, a thing to do, all sounds."""
+    if term == "sounds":
+        return list(truth.heard.values())
+    return [m for what, m in truth.both().items() if term in (what, what.split()[-1], *what.split()[2:3])]
+
+
+def test_thoughts_look_up_what_they_name(made: Made) -> None:
+    """The term, then its moments; for `which` and `pitch` also what is heard there: "bell 3", "star flashed 5 none"."""
+    found = set()
+    for row, truth in (r for rows in made["test"].values() for r in rows):
+        reasoning = re.search("<reasoning>(.+)</reasoning>", row["rationale"]["structured"])
+        assert reasoning
+        heard = {m: name for name, m in truth.heard.items()}
+        for said in reasoning[1].split(", "):
+            match = re.fullmatch(r"(?!seen|heard|before|after)([a-z ]+?) (\d(?: \d)*)( [a-z ]+)?", said)
+            if match:
+                moments = _named(match[1], truth)
+                assert match[2] == " ".join(map(str, moments)), (row["kind"], said, truth)
+                assert match[3] is None or match[3][1:] == heard.get(moments[0], "none"), (said, truth)
+                found.add(row["kind"])
+    assert found == KINDS.keys() - {"list", "sum", "together"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_alone_stays_near_chance(made: Made, kind: str) -> None:
     train, test = ([row for row, _ in made[split][kind]] for split in ("train", "test"))

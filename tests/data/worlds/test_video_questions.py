@@ -223,6 +223,25 @@ def test_rationales_are_short_and_end_in_the_solution(rows: list[Any]) -> None:
             assert row["rationale"]["free"].endswith(row["solution"])
 
 
+def test_thoughts_look_up_what_they_name(rows: list[Any]) -> None:
+    """The term, then the moments of what it names: "red star moved 3", "flashed 2 5", "blue star appeared none"."""
+    looking = {"hit", "way", "who", "first", "turned", "when", "did", "order", "next", "which"}
+    found = set()
+    for row, told, _ in (r for r in rows if r[0]["kind"] in looking):
+        entries = [(str(m or "stayed"), f"{name} {verb} {what}".rstrip()) for m, name, verb, what in told]
+        reasoning = re.search("<reasoning>(.+)</reasoning>", row["rationale"]["structured"])
+        assert reasoning
+        for said in reasoning[1].split(", "):
+            match = re.fullmatch(r"(?!at |it is )([a-z ]+) (none|stayed|\d(?: \d)*)", said)
+            if match:
+                term = match[1]
+                moments = [m for m, words in entries if words.startswith(term) or words.split()[2] == term
+                           or (term.startswith("hit ") and words.endswith(term))]  # fmt: skip
+                assert match[2] == (" ".join(moments) or "none"), (row["kind"], said, entries)
+                found.add(row["kind"])
+    assert found == looking
+
+
 def test_evidence_is_in_the_frame_and_in_the_clip(rows: list[Any]) -> None:
     kinds = set()
     for row, *_ in rows:
