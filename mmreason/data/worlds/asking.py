@@ -37,6 +37,7 @@ class Draft:
     thought: Thought
     options: tuple[str, ...] = ()  # in the order they are shown; the thought goes through them in that order
     marks: tuple[Any, ...] = ()  # what a person would point at, in the world's own terms
+    noticed: str = ""  # what its thought begins with, where that is not the scene's own list
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ class Asker(Generic[Scene]):
         evidence: Callable[[tuple[Any, ...]], tuple[Mapping[str, Any], ...]],
         rng: Rng,
     ) -> tuple[Question, ...]:
-        """The chosen questions in words; every thought begins with all that is `noticed`, `evidence` reads marks."""
+        """The chosen questions in words; every thought begins with what is `noticed` (of the scene, where the question
+        does not ask for something else of it), `evidence` reads marks."""
         out = []
         for candidate in chosen:
             d = self.kinds[candidate.kind].ask(scene, candidate, rng)
-            thought = look_first(d.thought, noticed)
+            thought = look_first(d.thought, d.noticed or noticed)
             difficulty = self.difficulty(self.size(scene), candidate.kind)
             out.append(
                 Question(

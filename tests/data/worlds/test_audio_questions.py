@@ -292,6 +292,9 @@ def test_rationales_list_what_is_heard_and_end_in_the_solution(made: list[dict[s
         assert parts, structured
         clips = [_listing(clip) for clip in truth[row["scene"]]]
         heard = clips[0] if len(clips) == 1 else f"first {clips[0]}, second {clips[1]}"
+        if row["kind"] in ("loud", "louder"):
+            (clip,) = truth[row["scene"]]
+            heard = ", ".join(f"{i} {name} {loud}" for i, (name, loud) in enumerate(clip, start=1))
         assert parts[2] == heard
         assert len(re.findall(r"\w+|[^\w\s]", " ".join(parts.groups()))) <= 75, structured
         if row["kind"] != "list":

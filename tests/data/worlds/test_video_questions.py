@@ -242,6 +242,16 @@ def test_thoughts_look_up_what_they_name(rows: list[Any]) -> None:
     assert found == looking
 
 
+def test_thoughts_about_a_moment_begin_with_what_is_there(rows: list[Any]) -> None:
+    found = set()
+    for row, _, targets in (r for r in rows if r[0]["kind"] in ("frame", "where")):
+        planning, caption = re.findall("<(?:planning|caption)>(.+?)</", row["rationale"]["structured"])
+        there = _seen(targets, int(planning.split()[-1]))
+        assert caption == (", ".join(f"{cell} {name}" for cell, name in sorted(there.items())) or "empty")
+        found.add(row["kind"])
+    assert found == {"frame", "where"}
+
+
 def test_evidence_is_in_the_frame_and_in_the_clip(rows: list[Any]) -> None:
     kinds = set()
     for row, *_ in rows:

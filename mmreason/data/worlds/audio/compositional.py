@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 
@@ -19,6 +20,7 @@ from mmreason.data.worlds.audio.words import (
     seen,
     short,
     singular,
+    with_loudness,
 )
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
@@ -174,9 +176,10 @@ def louder_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 
 
 def louder_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
-    """Which of two sounds is louder."""
+    """Which of two sounds is louder; the thought begins with how loud each is."""
     a, b = (sound for _, sound in candidate.args)
-    return _compare_ask(candidate, "louder", (a.loud, b.loud), (a.loud, b.loud), rng)
+    draft = _compare_ask(candidate, "louder", (a.loud, b.loud), (a.loud, b.loud), rng)
+    return replace(draft, noticed=with_loudness(scene.clips[0]))
 
 
 def _alone(scene: Scene) -> list[Heard]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
@@ -15,6 +17,7 @@ from mmreason.data.worlds.audio.words import (
     seen,
     short,
     singular,
+    with_loudness,
 )
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
@@ -153,11 +156,12 @@ def loud_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 
 
 def loud_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
-    """Whether one sound is soft or loud."""
+    """Whether one sound is soft or loud; the thought begins with how loud each is."""
     what, sound = candidate.args
     the = what if candidate.group == "place" else f"the {what}"
     texts = (f"is {the} soft or loud?", f"how loud is {the}?")
-    return _attribute(what, sound, f"{looked_up(what, sound)} {sound.loud}", sound.loud, texts, LOUDS, rng)
+    draft = _attribute(what, sound, f"{looked_up(what, sound)} {sound.loud}", sound.loud, texts, LOUDS, rng)
+    return replace(draft, noticed=with_loudness(scene.clips[0]))
 
 
 KINDS = (

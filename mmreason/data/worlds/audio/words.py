@@ -36,6 +36,11 @@ def in_order(sounds: Sequence[Heard]) -> str:
     return ", ".join(f"{sound.place} {sound.name}" for sound in sounds)
 
 
+def with_loudness(sounds: Sequence[Heard]) -> str:
+    """Each sound with its place and how loud it is: "1 high beep soft, 2 ba loud"."""
+    return ", ".join(f"{in_order([sound])} {sound.loud}" for sound in sounds)
+
+
 def looked_up(what: str, sound: Heard) -> str:
     """The one sound that is meant, its place, then all of it: "bell 3, 3 low bell", "sound 3, 3 low bell".
 

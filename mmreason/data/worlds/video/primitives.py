@@ -48,13 +48,14 @@ def frame_offers(clip: Clip, rng: Rng) -> list[Candidate]:
 
 
 def frame_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
-    """Things and their cells at one moment."""
+    """Things and their cells at one moment, which are all that the thought notices."""
     moment = candidate.args[0]
     there = _frame(clip, moment)
     said = ", ".join(there) or "empty"
-    thought = Thought(f"look at {moment}", said, f"{len(there)} at {moment}", said)
+    total = f"{len(there)} at {moment}"
+    thought = Thought(f"look at {moment}", total, total, said)
     text = pick((f"list the things at {moment}.", f"what do you see at {moment}?"), rng)
-    return Draft(text, "text", (said,), thought)
+    return Draft(text, "text", (said,), thought, noticed=said)
 
 
 def count_offers(clip: Clip, rng: Rng) -> list[Candidate]:
@@ -173,24 +174,26 @@ def did_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
 
 
 def where_offers(clip: Clip, rng: Rng) -> list[Candidate]:
-    """The cell of each thing at the first and at the last moment, where it is there."""
+    """The cell of each thing at the first and at the last moment, where it is there and looks as it is named."""
     offers = []
     for name in clip.names:
         for word, moment in (("first", 1), ("last", MOMENTS)):
-            if look := clip.track(name)[moment - 1]:
+            look = clip.track(name)[moment - 1]
+            if look and look.colour == name.split()[0]:
                 offers.append(Candidate("where", word, look.cell, (name, word, moment)))
     return offers
 
 
 def where_ask(clip: Clip, candidate: Candidate, rng: Rng) -> Draft:
-    """The cell of one thing at one end of time."""
+    """The cell of one thing at one end of time; the thought begins with all that is there then."""
     name, word, moment = candidate.args
     cell = str(candidate.answer)
     thought = Thought(
         f"find {name} at {moment}", f"{name} {cell}", f"it is at {cell}", f"at {moment} {name} at {cell}"
     )
     text = pick((f"where is the {name} {word}?", f"which cell holds the {name} {word}?"), rng)
-    return Draft(text, "text", (cell,), thought, marks=tuple(e for e in clip.entries if e.name == name))
+    marks = tuple(e for e in clip.entries if e.name == name)
+    return Draft(text, "text", (cell,), thought, marks=marks, noticed=", ".join(_frame(clip, moment)))
 
 
 def hit_offers(clip: Clip, rng: Rng) -> list[Candidate]:
