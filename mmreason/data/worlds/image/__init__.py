@@ -12,6 +12,7 @@ from mmreason.data.worlds.image import compositional, primitives
 from mmreason.data.worlds.image.draw import draw_png, evidence_of, lay_out
 from mmreason.data.worlds.image.scenes import (
     COLOURS,
+    CELLS,
     COLUMNS,
     MOST_THINGS,
     ROWS,
@@ -54,6 +55,7 @@ def targets_of(scene: Scene) -> tuple[Target, ...]:
         Target(0, "image/colour", (EMPTY, *COLOURS), grid, colours),
         Target(0, "image/shape", (EMPTY, *SHAPES), grid, shapes),
         Target(0, "image/row", (EMPTY, *ROWS), grid, tuple(r for r, _ in places)),
+        Target(0, "image/cell", (EMPTY, *CELLS), grid, tuple(range(1, len(CELLS) + 1))),
         Target(0, "image/column", (EMPTY, *COLUMNS), grid, tuple(c for _, c in places)),
     )
 

@@ -28,6 +28,9 @@ def cell_name(row: int, column: int) -> str:
     return f"{ROWS[row - 1]}{COLUMNS[column - 1]}"
 
 
+CELLS = tuple(cell_name(row, column) for row in range(1, SIDE + 1) for column in range(1, SIDE + 1))
+
+
 @dataclass(frozen=True, order=True)
 class Thing:
     """One thing in its cell; rows and columns count from 1. Example: `Thing(2, 3, "red", "star")`."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmreason.data.worlds.drawing import as_pixels, ground, paint, varied
-from mmreason.data.worlds.image.scenes import COLOURS, SHAPES, SIDE
+from mmreason.data.worlds.image.scenes import CELLS, COLOURS, SHAPES, SIDE
 from mmreason.data.worlds.rows import Target
 from mmreason.data.worlds.video.physics import MOMENT, MOMENTS, SECONDS, STEPS, WAYS, Clip, Event, Look, Track
 
@@ -126,11 +126,12 @@ def evidence_of(events: Sequence[Event], clip: Clip, layout: Sequence[Placed]) -
 def targets_of(clip: Clip) -> tuple[Target, ...]:
     """What each cell holds at each moment: colour, shape, the way it came in, whether it flashes, and what happens.
 
-    Something vanishes in the cell where it was last seen. Every cell knows the number of its moment.
+    Something vanishes in the cell where it was last seen. Every cell knows its name and the number of its moment.
     """
     bins = (MOMENTS, SIDE, SIDE)
     labels = {name: np.zeros(bins, dtype=int) for name in ("colour", "shape", "motion", "flash", "event")}
     labels["moment"] = np.broadcast_to(np.arange(1, MOMENTS + 1)[:, None, None], bins)
+    labels["cell"] = np.broadcast_to(np.arange(1, len(CELLS) + 1).reshape(1, SIDE, SIDE), bins)
     for actor, track in zip(clip.actors, clip.tracks, strict=True):
         for moment, look in enumerate(track):
             if look:
@@ -151,6 +152,7 @@ def targets_of(clip: Clip) -> tuple[Target, ...]:
         "flash": ("flashed",),
         "event": HAPPENS,
         "moment": tuple(map(str, range(1, MOMENTS + 1))),
+        "cell": CELLS,
     }
     return tuple(
         Target(0, f"video/{name}", (EMPTY, *words[name]), bins, tuple(int(v) for v in grid.ravel()), SECONDS)
