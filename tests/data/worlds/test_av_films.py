@@ -136,7 +136,7 @@ def test_targets_name_both_media_on_one_clock(made: Path) -> None:
     assert len(firsts) == len({r["scene"] for r in firsts})
     for row in firsts:
         by = {t["name"]: t for t in row["targets"]}
-        assert [t["medium"] for t in row["targets"]] == [0] * 6 + [1] * 3
+        assert [t["medium"] for t in row["targets"]] == [0] * 7 + [1] * 3
         assert by["audio/kind"]["grid"] == [40, 1, 1] and by["video/colour"]["grid"] == [8, 4, 4]
         assert all(t["seconds"] == 4.0 for t in row["targets"])
         if row["kind"] == "list":

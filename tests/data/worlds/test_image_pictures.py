@@ -88,7 +88,7 @@ def test_a_fifth_of_all_scenes_is_held_out() -> None:
 
 
 def test_targets_name_every_cell_and_what_it_holds() -> None:
-    colour, shape, row, column = targets_of(
+    colour, shape, row, cell, column = targets_of(
         Scene((Thing(1, 2, "red", "star"), Thing(4, 4, "yellow", "circle")))
     )
     assert (colour.grid, shape.grid) == ((1, 4, 4), (1, 4, 4))
@@ -99,4 +99,4 @@ def test_targets_name_every_cell_and_what_it_holds() -> None:
     ]
     assert said == [(1, "red", "star"), (15, "yellow", "circle")]
     assert [i for i, s in enumerate(shape.labels) if s] == [1, 15]
-    assert row.words[row.labels[6]] + column.words[column.labels[6]] == "b3"
+    assert row.words[row.labels[6]] + column.words[column.labels[6]] == cell.words[cell.labels[6]] == "b3"

@@ -207,6 +207,10 @@ def test_events_are_labelled_in_the_cell_and_at_the_moment_they_are_told_of(rows
         assert found == wanted
         numbers = labels["video/moment"]
         assert [numbers["words"][x] for x in numbers["labels"]] == [str(i // 16 + 1) for i in range(128)]
+        cells = labels["video/cell"]
+        assert [cells["words"][x] for x in cells["labels"]] == [
+            f"{r}{c}" for r in "abcd" for c in range(1, 5)
+        ] * 8
 
 
 def test_rationales_are_short_and_end_in_the_solution(rows: list[Any]) -> None:

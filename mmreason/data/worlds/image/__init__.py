@@ -11,8 +11,8 @@ from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.image import compositional, primitives
 from mmreason.data.worlds.image.draw import draw_png, evidence_of, lay_out
 from mmreason.data.worlds.image.scenes import (
-    COLOURS,
     CELLS,
+    COLOURS,
     COLUMNS,
     MOST_THINGS,
     ROWS,
