@@ -229,7 +229,7 @@ def test_rationales_are_short_and_end_in_the_solution(rows: list[Any]) -> None:
 
 def test_thoughts_look_up_what_they_name(rows: list[Any]) -> None:
     """The term, then the moments of what it names: "red star moved 3", "flashed 2 5", "blue star appeared none"."""
-    looking = {"hit", "way", "who", "first", "turned", "when", "did", "order", "next", "which"}
+    looking = {"hit", "way", "who", "first", "turned", "when", "did", "order", "next", "which", "before"}
     found = set()
     for row, told, _ in (r for r in rows if r[0]["kind"] in looking):
         entries = [(str(m or "stayed"), f"{name} {verb} {what}".rstrip()) for m, name, verb, what in told]

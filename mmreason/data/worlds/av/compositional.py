@@ -11,12 +11,12 @@ from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.audio.synth import PITCHES
 from mmreason.data.worlds.av.primitives import LEAST
 from mmreason.data.worlds.av.scenes import VERBS, Heard, Scene
-from mmreason.data.worlds.av.words import found, told
+from mmreason.data.worlds.av.words import told
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
 from mmreason.data.worlds.video.physics import Event
+from mmreason.data.worlds.video.words import found, moments, up_to
 from mmreason.data.worlds.video.words import told as told_event
-from mmreason.data.worlds.video.words import up_to
 
 Rng = np.random.Generator
 MIDDLE = 5  # the moment with as much room before as after, so that it alone tells nothing of a count
@@ -75,7 +75,7 @@ def before_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """A count on one side of a moment that the other sense gives."""
     what, items, pivot, side, right = candidate.args
     caption = f"{_found(pivot)}, {found(what.split()[-1], items)}"
-    said = f"{found(f'{side} {pivot.moment} is', right)}, {up_to(len(right))}"
+    said = f"{side} {pivot.moment} is {moments(right)}, {up_to(len(right))}"
     thought = Thought(f"find {_name(pivot)}, count {what} {side}", caption, said, f"{caption}, {said}")
     ask = f"{what} {side} {_name(pivot)}"
     text = pick((f"how many {ask}?", f"count the {ask}."), rng)
@@ -112,12 +112,7 @@ def _subsets(
             kind,
             "",
             k,
-            (
-                *args,
-                {sound.moment: sound.name for sound in scene.sounds},
-                shuffled(pairs, rng)[:k],
-                shuffled(others, rng)[: SHOWN - k],
-            ),
+            (*args, shuffled(pairs, rng)[:k], shuffled(others, rng)[: SHOWN - k]),
             weight=comb(SHOWN, k),
         )
         for k in range(1, SHOWN + 1)
@@ -125,8 +120,9 @@ def _subsets(
     ]
 
 
-def _which(what: str, candidate: Candidate, rng: Rng) -> Draft:
-    *_, sounds, pairs, others = candidate.args
+def _which(what: str, scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
+    *_, pairs, others = candidate.args
+    sounds = {sound.moment: sound.name for sound in scene.sounds}
     shown = shuffled([*(event for event, _ in pairs), *others], rng)
     options = tuple(event.phrase for event in shown)
     there = sorted(pairs, key=lambda pair: options.index(pair[0].phrase))
@@ -146,7 +142,7 @@ def which_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 
 def which_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """Which of the events have a sound."""
-    return _which("a sound", candidate, rng)
+    return _which("a sound", scene, candidate, rng)
 
 
 def pitch_offers(scene: Scene, rng: Rng) -> list[Candidate]:
@@ -161,7 +157,7 @@ def pitch_offers(scene: Scene, rng: Rng) -> list[Candidate]:
 
 def pitch_ask(scene: Scene, candidate: Candidate, rng: Rng) -> Draft:
     """Which of the events have a low, a middle or a high sound."""
-    return _which(f"a {candidate.args[0]} sound", candidate, rng)
+    return _which(f"a {candidate.args[0]} sound", scene, candidate, rng)
 
 
 def _after(

@@ -8,10 +8,11 @@ import numpy as np
 
 from mmreason.data.worlds.asking import Draft, Kind, pick, shuffled
 from mmreason.data.worlds.av.scenes import Heard, Scene
-from mmreason.data.worlds.av.words import found, listed, told
+from mmreason.data.worlds.av.words import listed, told
 from mmreason.data.worlds.balance import Candidate
 from mmreason.data.worlds.rows import Thought
 from mmreason.data.worlds.video.physics import Event
+from mmreason.data.worlds.video.words import found
 from mmreason.data.worlds.video.words import told as seen
 
 Rng = np.random.Generator

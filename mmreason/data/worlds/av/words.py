@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mmreason.data.worlds.av.scenes import Heard, Scene
-from mmreason.data.worlds.video.physics import Event
 from mmreason.data.worlds.video.words import listed as seen
 
 
 def told(sound: Heard) -> str:
     """One sound and its moment: "3 high bell"."""
     return f"{sound.moment} {sound.name}"
-
-
-def found(term: str, things: Iterable[Event | Heard]) -> str:
-    """What a thought looked for, then when, as the video world has it: "bell 3", "sounds 2 5"."""
-    return f"{term} {' '.join(str(x.moment) for x in things) or 'none'}"
 
 
 def heard(sounds: Sequence[Heard]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,14 @@ NONE = "none"
 ALL_NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
+class Timed(Protocol):
+    """Whatever has a moment: an event here, a sound in the av world."""
+
+    @property
+    def moment(self) -> int:
+        """When it happened."""
+
+
 def told(event: Event) -> str:
     """One entry of the list: "3 red star moved left", or "blue circle stayed", which has no moment."""
     return event.phrase if event.verb == "stayed" else f"{event.moment} {event.phrase}"
@@ -25,18 +34,21 @@ def listed(entries: Sequence[Event]) -> str:
     return ", ".join(told(e) for e in entries) or NONE
 
 
-def moments(events: Iterable[Event]) -> str:
+def moments(things: Iterable[Timed]) -> str:
     """When they happened, or "none"; "stayed" for what has no moment: "2 5 5"."""
-    return " ".join("stayed" if e.verb == "stayed" else str(e.moment) for e in events) or NONE
+    still = "stayed"
+    return (
+        " ".join(still if isinstance(x, Event) and x.verb == still else str(x.moment) for x in things) or NONE
+    )
 
 
-def found(term: str, events: Iterable[Event]) -> str:
+def found(term: str, things: Iterable[Timed]) -> str:
     """What a thought looked for, then when: "red star moved 3", "flashed 2 5", "blue circle flashed none".
 
     The term comes first: what stands before the moment is then what names it, and a small LLM finds it at once.
     With the moment first it must be known before anything is written, and is mostly guessed.
     """
-    return f"{term} {moments(events)}"
+    return f"{term} {moments(things)}"
 
 
 def phrases(events: Sequence[Event]) -> str:
